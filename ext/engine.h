@@ -1,0 +1,74 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * The hash engine: digests of many streams at once, in the lanes of the processor's vectors.
+ *
+ * There is one engine a process and it has no threads of its own while nothing is hashed.  Streams post
+ * blocks; whoever has to wait for a digest hashes meanwhile, not for itself but for all: it takes as many
+ * streams as fill the lanes of the best kernel, moves each on by a step (16 KiB at most), and looks again.
+ * So late arrivals join between steps, an owner gets on with its own I/O as soon as its block is done, and
+ * sixteen blocking callers hash together without knowing of one another.
+ *
+ * A stream that is alone, on a machine with processors to spare, gets a helper thread that lives no longer
+ * than the stream: it hashes while the owner reads and writes.
+ *
+ * How many streams make which kernel worth while is measured at the first use of each algorithm (some 0.2
+ * ms), not assumed: the same binary meets processors whose ratios differ by 3.
+ */
+#ifndef FASTFS_ENGINE_H
+#define FASTFS_ENGINE_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "digests.h"
+#include "hash/hash.h"
+
+enum { ENGINE_DIGESTS = 4, ENGINE_DIGEST_SIZE = HASH_MAX_DIGEST };
+
+/* Use the kernels of this name (NULL: the best this machine has) from now on.  Call it before the first
+ * stream.  Returns NULL, or why they cannot be used. */
+const char *engine_select(const char *name);
+
+/* The name of the kernels in use; NULL: there are none for this machine, and nothing below may be called. */
+const char *engine_kernels(void);
+
+/* A stream of which `n` digests (1 to ENGINE_DIGESTS, all different) are wanted; up to `depth` (at least 2)
+ * blocks may be queued.  NULL with errno: EINVAL, ENOMEM. */
+struct digests *engine_new(const enum hash_algorithm *algorithms, unsigned n, unsigned depth);
+
+/* Digest `i` of everything posted, which must have been waited for.  Returns its length.  Nothing more may be
+ * posted after the first such call; it may be repeated. */
+unsigned engine_digest(struct digests *d, unsigned i, unsigned char out[ENGINE_DIGEST_SIZE]);
+
+/* All digests of `len` bytes at once, on this thread: for small objects. */
+void engine_once(const enum hash_algorithm *algorithms, unsigned n, const void *data, size_t len,
+                 unsigned char out[][ENGINE_DIGEST_SIZE]);
+
+/* All digests of `count` objects at once, on this thread, in as many lanes as pay: for packs of small objects.  `n` as
+ * for engine_new.  Returns 0, -EINVAL, -ENOMEM, or -ENOSYS where there are no kernels. */
+struct engine_object {
+    const void *data;
+    size_t len;
+    unsigned char digest[ENGINE_DIGESTS][ENGINE_DIGEST_SIZE]; /* the results */
+};
+int engine_many(const enum hash_algorithm *algorithms, unsigned n, struct engine_object *objects, size_t count);
+
+/* What the engine has done since the process began (a forked child begins anew). */
+struct engine_stats {
+    uint64_t streams; /* that were made */
+    uint64_t live;    /* that are not freed yet */
+    uint64_t steps;   /* calls of a kernel */
+    uint64_t lanes;   /* lanes that did useful work, summed over the steps */
+    uint64_t bytes;   /* hashed, each byte once for each digest */
+    uint64_t helpers; /* helper threads that were started */
+};
+void engine_stats(struct engine_stats *out);
+
+/* The rates in bytes/s that were measured here for `a` (with_md5: beside MD5 of the same bytes): of one stream,
+ * and with all lanes of each width filled.  Measures now unless that is done.  Returns how many rates there
+ * are; widths[i] lanes give rates[i]. */
+enum { ENGINE_WIDTHS = 6 };
+unsigned engine_rates(enum hash_algorithm a, bool with_md5, unsigned widths[ENGINE_WIDTHS], double rates[ENGINE_WIDTHS]);
+
+#endif

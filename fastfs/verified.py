@@ -1,0 +1,284 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`VerifiedFile`: an image whose every block is checked against the record before its bytes are handed out."""
+
+from __future__ import annotations
+
+import errno
+import io
+import os
+from typing import TYPE_CHECKING, Any, cast
+
+from xxhash import xxh3_128, xxh3_128_digest
+
+from fastfs import _native
+from fastfs import record as rec
+from fastfs.exceptions import FastfsError, IntegrityError, Unverifiable
+from fastfs.reader import PIECE, Caller, ChunkedFile
+from fastfs.sidecar import Attached, Relation
+from fastfs.timeouts import direct
+
+if TYPE_CHECKING:
+    from _typeshed import WriteableBuffer
+
+
+def check_usable(path: str, image_id: str, size: int, attached: Attached) -> None:
+    """Can the bytes of an image of `size` bytes be checked by its record?
+
+    :raises Unverifiable: there is none, it is damaged, or of another image.
+    :raises IntegrityError: the image has another size, or is another image.
+    """
+    table = attached.table
+    if table is None:
+        reason = f"its record is damaged: {attached.damage}" if attached.damage else "it has no record"
+        raise Unverifiable(
+            f"{path} cannot be verified: {reason}; 'fastfs adopt' makes a new one of what is there",
+            path=path,
+            image_id=image_id,
+        )
+    record = table.record
+    if record.image_id != image_id:
+        if attached.relation is Relation.OWN:
+            raise IntegrityError(
+                f"{path} is another image: it was stored as {record.image_id}", path=path, image_id=image_id
+            )
+        raise _stale(path, image_id)
+    if record.size != size:
+        if attached.relation is Relation.REPLACED:
+            raise _stale(path, image_id)
+        offset = min(size, record.size)
+        raise IntegrityError(
+            f"{path} has {size} bytes, {record.size} went in",
+            path=path,
+            image_id=image_id,
+            block=offset // record.block_size,
+            offset=offset,
+        )
+
+
+def _stale(path: str, image_id: str) -> Unverifiable:
+    return Unverifiable(
+        f"{path} cannot be verified: its record was made for another file, which something else has replaced; "
+        "'fastfs adopt' makes a new one of what is there",
+        path=path,
+        image_id=image_id,
+    )
+
+
+class VerifiedFile(ChunkedFile):
+    """As a `ChunkedFile`, but of checked blocks, whatever way its bytes take.
+
+    There is no `fileno`, because what is read from a descriptor is not checked; `sendfile` hands the bytes over in
+    Python for the same reason.
+
+    :param attached: the record, with a table that `check_usable` had no objection to; this object owns it from now on.
+    :param call: runs one blocking call on the image's data directory.
+    """
+
+    _by_descriptor = False
+
+    def __init__(
+        self,
+        fd: int,
+        path: str,
+        offset: int,
+        length: int,
+        chunk_size: int,
+        *,
+        image_id: str,
+        attached: Attached,
+        call: Caller = direct,
+        views: bool = False,
+    ) -> None:
+        assert attached.table is not None
+        self.image_id = image_id
+        self._attached = attached
+        self._table = table = attached.table
+        #: See `GuardedFile.call`.
+        self.call = call
+        # The position of this object is what was handed out; whole blocks are read by another one.
+        self._ready: list[bytes] = []
+        super().__init__(fd, path, offset, length, chunk_size, views=views)
+        self._block_size = table.record.block_size
+        self._size = table.record.size
+        self._blocks = _native.FileRange(os.dup(fd), path, 0, self._size, self._block_size, views=True)
+        self._block = -1
+        self._data = memoryview(b"")
+        # Where pieces do not straddle blocks, a block can be read as the pieces that are handed out, 64 KiB each and
+        # not copied again.  Checked ones that follow, the next one last, up to where the base class believes to be:
+        # moving it for each piece would cost as much as hashing it.
+        self._pieces: _native.FileRange | None = None
+        self._piece_size = chunk_size
+        self._even = not views and self._block_size % chunk_size == 0
+
+    def fileno(self) -> int:
+        """:raises io.UnsupportedOperation: always."""
+        raise io.UnsupportedOperation(f"reading {self.path}: what is verified has no descriptor")
+
+    def tell(self) -> int:
+        return super().tell() - len(self._ready) * self._piece_size
+
+    def _move(self, position: int) -> None:
+        self._ready = []
+        super()._move(position)
+
+    def __next__(self) -> bytes:
+        if self._ready:
+            return self._ready.pop()
+        piece = self._piece(False)
+        if piece is None:
+            raise StopIteration
+        return cast(bytes, piece)
+
+    def _piece(self, nowait: bool) -> Any:
+        if self._ready:
+            return self._ready.pop()
+        if self.finished:
+            return None
+        if nowait:
+            return NotImplemented
+        at, end = self.tell(), self.offset + self.length
+        if at >= end:
+            self._finish()
+            return None
+        chunk = self.chunk_size
+        even = self._even and self.call is direct and chunk == self._piece_size
+        if even and at % self._block_size == 0 and at + self._block_size <= end:
+            ready = self._read_pieces(at)
+            self._move(at + self._block_size)
+            self._ready = ready
+            return ready.pop()
+        size = min(chunk, end - at)
+        if self.views and at % self._block_size + size <= self._block_size:
+            piece = self._checked(at, at + size)
+            self._move(at + size)
+            return piece
+        whole = self.read(size)
+        return memoryview(whole) if self.views else whole
+
+    def _read_pieces(self, at: int) -> list[bytes]:
+        """The pieces of the whole block that begins at `at`, checked, the first one last."""
+        source = self._pieces
+        if source is None:
+            fd = os.dup(super().fileno())
+            source = self._pieces = _native.FileRange(fd, self.path, 0, self._size, self._piece_size)
+        if source.tell() != at:
+            source._move(at)
+        hasher = xxh3_128()
+        pieces: list[bytes] = []
+        update, keep, following = hasher.update, pieces.append, source._piece
+        try:
+            for _ in range(self._block_size // self._piece_size):
+                piece = following(False)
+                update(piece)
+                keep(piece)
+        except TypeError:  # None: it ends before that
+            raise self._error(errno.ENODATA) from None
+        except OSError as error:
+            raise self._error(error.errno or errno.EIO) from error
+        self._compare(at // self._block_size, hasher.digest())
+        pieces.reverse()
+        return pieces
+
+    def read(self, size: int | None = -1) -> bytes:
+        """As `ChunkedFile.read`.
+
+        :raises IntegrityError: a block is not what went in.  Nothing of it was handed out.
+        :raises Unverifiable: the record is of no use.
+        """
+        super().fileno()  # closed?
+        at = self.tell()
+        left = self.offset + self.length - at
+        end = at + (left if size is None or size < 0 or size > left else size)
+        pieces = []
+        while at < end:
+            view = self._checked(at, end)
+            pieces.append(bytes(view))
+            at += len(view)
+        self._move(end)
+        return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+
+    def readinto(self, buffer: WriteableBuffer) -> int:
+        """As `ChunkedFile.readinto`; raises as `read`."""
+        super().fileno()
+        at = self.tell()
+        target = memoryview(buffer).cast("B")[: self.offset + self.length - at]
+        done = 0
+        while done < len(target):
+            view = self._checked(at + done, at + len(target))
+            target[done : done + len(view)] = view
+            done += len(view)
+            self._move(at + done)
+        return done
+
+    def _checked(self, start: int, end: int) -> memoryview:
+        """Checked bytes from `start` on, up to `end` or the end of the block."""
+        block, begin = divmod(start, self._block_size)
+        if block != self._block:
+            self._block = -1
+            self._blocks._move(block * self._block_size)
+            data = self._read_one(self._blocks)
+            self._compare(block, xxh3_128_digest(data))
+            self._data, self._block = data, block
+        return self._data[begin : begin + end - start]
+
+    def _read_one(self, source: _native.FileRange) -> Any:
+        """The next piece of a file."""
+        try:
+            piece = self.call(source._piece, False)
+        except FastfsError:
+            self.close()
+            raise
+        except OSError as error:
+            raise self._error(error.errno or errno.EIO) from error
+        if piece is None:
+            raise self._error(errno.ENODATA)
+        return piece
+
+    def _compare(self, block: int, digest: bytes) -> None:
+        try:
+            wanted = self.call(self._table.digest, block)
+        except rec.Damaged as error:
+            self.close()
+            raise Unverifiable(
+                f"{self.path} cannot be verified: its record is damaged: {error}",
+                path=self.path,
+                image_id=self.image_id,
+            ) from None
+        except FastfsError:
+            self.close()
+            raise
+        except OSError as error:
+            raise self._error(error.errno or errno.EIO) from error
+        if digest == wanted:
+            return
+        self.close()
+        if self._attached.relation is Relation.REPLACED:
+            raise _stale(self.path, self.image_id)
+        offset = block * self._block_size
+        raise IntegrityError(
+            f"{self.path}: block {block}, at byte {offset}, is not what went in; "
+            "'fastfs scrub' looks at all of it, 'fastfs repair' mends it from a good copy",
+            path=self.path,
+            image_id=self.image_id,
+            block=block,
+            offset=offset,
+        )
+
+    def _part(self, start: int, count: int) -> ChunkedFile:
+        attached = self._attached.again()
+        try:
+            fd = os.dup(super().fileno())
+            return VerifiedFile(
+                fd, self.path, start, count, PIECE, image_id=self.image_id, attached=attached, call=self.call
+            )
+        except BaseException:
+            attached.close()
+            raise
+
+    def close(self) -> None:
+        super().close()
+        self._blocks.close()
+        if self._pieces is not None:
+            self._pieces.close()
+        self._ready, self._data, self._block = [], memoryview(b""), -1
+        self._attached.close()

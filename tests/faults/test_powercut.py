@@ -1,0 +1,46 @@
+"""Power cuts on real file systems: a bounded part of what ``powercut.py`` can do."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections import Counter
+from typing import Any
+
+import pytest
+from broken import LOSING, Plain
+from filesystems import missing
+from shim import HERE
+
+STATES = {"ext4": 500, "xfs": 50, "btrfs": 50}
+
+
+def power_cuts(filesystem: str, states: int, *options: str) -> dict[str, Any]:
+    if reason := missing(filesystem, "fuse"):
+        pytest.skip(reason)
+    command = [sys.executable, str(HERE / "powercut.py"), filesystem, "--states", str(states), *options]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, timeout=900)
+    assert done.stdout, f"it ended with {done.returncode}"
+    answer: dict[str, Any] = json.loads(done.stdout)
+    assert answer["cases"]["states"] >= states
+    assert answer["cases"]["flushes"] > 100, "the disk was not flushed: nothing could be lost"
+    return answer
+
+
+@pytest.mark.parametrize("filesystem", STATES)
+def test_nothing_is_lost(filesystem: str) -> None:
+    answer = power_cuts(filesystem, STATES[filesystem])
+    assert answer["problems"] == []
+    assert answer["cases"]["pages"] > 0, "no write was uncertain"
+
+
+def test_with_synced_files_nothing_is_partial() -> None:
+    assert power_cuts("ext4", 100, "--durability", "file")["problems"] == []
+
+
+@pytest.mark.parametrize("writer", LOSING)
+def test_a_writer_that_loses_is_caught(writer: type[Plain]) -> None:
+    answer = power_cuts("ext4", 60, "--writer", writer.__name__)
+    categories = Counter(problem.partition(":")[0] for problem in answer["problems"])
+    assert categories[LOSING[writer]], f"{writer.__doc__} Found: {categories}"

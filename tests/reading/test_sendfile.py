@@ -1,0 +1,215 @@
+"""`ChunkedFile.sendfile`: its arguments, targets that take nothing now or at all, signals, how the way is chosen."""
+
+from __future__ import annotations
+
+import io
+import os
+import random
+import signal
+import socket
+import tempfile
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from consumers import BUFFER, Stopped, tcp_pair, unix_pair
+
+import fastfs
+from fastfs import Store, _native
+from fastfs.targets import open_target
+
+MIB = 1 << 20
+SIZE = 8 * MIB + 11
+CONTENT = random.Random(3).randbytes(SIZE)
+
+
+@pytest.fixture(params=[0, pytest.param(60, marks=pytest.mark.slow)], ids=["plain", "timeout"])
+def reader(request: Any, tmp_path: Path) -> Iterator[fastfs.ChunkedFile]:
+    with Store(datadir=str(tmp_path / "images"), durability="none", timeout=request.param) as store:
+        (tmp_path / "images" / "image").write_bytes(CONTENT)
+        with store.get(store.find("image"), 100, SIZE - 200)[0] as reader:
+            yield reader
+
+
+RANGE = CONTENT[100:-100]
+
+
+@pytest.mark.parametrize(
+    ("offset", "count", "expected"),
+    [
+        (0, None, RANGE),
+        (5, None, RANGE[5:]),
+        (5, 7, RANGE[5:12]),
+        (len(RANGE) - 1, 100, RANGE[-1:]),
+        (len(RANGE), None, b""),
+        (len(RANGE) + 1, 5, b""),
+        (2**70, None, b""),
+        (0, 0, b""),
+        (0, 2**70, RANGE),
+    ],
+)
+def test_part_of_a_range(offset: int, count: int | None, expected: bytes, reader: fastfs.ChunkedFile) -> None:
+    target = io.BytesIO()
+    assert reader.sendfile(target, offset, count) == len(expected)
+    assert target.getvalue() == expected
+    with tempfile.TemporaryFile() as file:
+        assert reader.sendfile(file, offset, count) == len(expected)
+        file.seek(0)
+        assert file.read() == expected
+    assert reader.tell() == 100, "the reader's position has moved"
+
+
+@pytest.mark.parametrize(("offset", "count"), [(-1, None), (0, -1), (1.0, None), (0, "1")])
+def test_no_part(offset: Any, count: Any, reader: fastfs.ChunkedFile) -> None:
+    with pytest.raises(fastfs.Invalid, match="no number of bytes"):
+        reader.sendfile(io.BytesIO(), offset, count)
+
+
+@pytest.mark.parametrize("target", [None, 1.5, "path", io.StringIO(), object()], ids=lambda value: type(value).__name__)
+def test_no_target(target: Any, reader: fastfs.ChunkedFile) -> None:
+    with pytest.raises(fastfs.Invalid):
+        reader.sendfile(target)
+
+
+def test_other_targets_that_cannot_be(reader: fastfs.ChunkedFile, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with (tmp_path / "file").open("rb") as file, pytest.raises(fastfs.Invalid, match="not open for writing"):
+        reader.sendfile(file)
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock, pytest.raises(fastfs.Invalid, match="no stream"):
+        reader.sendfile(sock)
+    gone = os.open(os.devnull, os.O_WRONLY)
+    os.close(gone)
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        reader.sendfile(gone)
+    with open("/dev/full", "wb") as full, pytest.raises(OSError, match="No space left"):
+        reader.sendfile(full)
+
+
+def test_closed_reader(reader: fastfs.ChunkedFile) -> None:
+    reader.close()
+    with pytest.raises(ValueError, match="closed"):
+        reader.sendfile(io.BytesIO())
+
+
+@pytest.mark.parametrize("pair", [unix_pair, tcp_pair])
+def test_partial_counts(pair: Any, reader: fastfs.ChunkedFile) -> None:
+    """A target in non-blocking mode takes what it can, then nothing."""
+    near, far = pair()
+    with near, far:
+        near.setblocking(False)
+        done = 0
+        with pytest.raises(BlockingIOError):  # noqa: PT012 - how many calls it takes is the kernel's to say
+            while True:
+                count = reader.sendfile(near, done)
+                assert count > 0
+                done += count
+                assert done < len(RANGE)
+        got = bytearray()
+        while len(got) < done:
+            got += far.recv(MIB)
+        assert got == RANGE[:done]
+
+
+@pytest.mark.parametrize("pair", [unix_pair, tcp_pair])
+def test_timeout(pair: Any, reader: fastfs.ChunkedFile) -> None:
+    near, far = pair()
+    with near, far:
+        near.settimeout(0.05)
+        with pytest.raises(TimeoutError):
+            reader.sendfile(near)
+        near.settimeout(None)
+
+
+@pytest.mark.parametrize("pair", [unix_pair, tcp_pair])
+def test_signals(pair: Any, tmp_path: Path) -> None:
+    """EINTR, some hundred times, loses nothing and sends nothing twice; a handler that raises ends it."""
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images" / "image").write_bytes(CONTENT * 4)
+    store = Store(datadir=str(tmp_path / "images"), durability="none")
+    near, far = pair()
+    got, seen = bytearray(), []
+
+    def receive() -> None:
+        while piece := far.recv(BUFFER):
+            got.extend(piece)
+
+    before = signal.signal(signal.SIGALRM, lambda *_: seen.append(1))
+    signal.setitimer(signal.ITIMER_REAL, 0.0005, 0.0005)
+    thread = threading.Thread(target=receive)
+    try:
+        thread.start()
+        with store.get(store.find("image"))[0] as reader:
+            assert reader.sendfile(near) == len(CONTENT) * 4
+        near.close()
+        thread.join()
+        assert got == CONTENT * 4
+        assert seen
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        near, other = pair()
+        signal.signal(signal.SIGALRM, _stop)
+        with near, other, store.get(store.find("image"))[0] as reader, pytest.raises(Stopped):  # noqa: PT012
+            signal.setitimer(signal.ITIMER_REAL, 0.1)
+            reader.sendfile(near)
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+        far.close()
+
+
+def _stop(*_: object) -> None:
+    raise Stopped
+
+
+def test_several_threads_share_a_reader(reader: fastfs.ChunkedFile) -> None:
+    results: list[bytes] = []
+
+    def send() -> None:
+        target = io.BytesIO()
+        reader.sendfile(target)
+        results.append(target.getvalue())
+
+    threads = [threading.Thread(target=send) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert results == [RANGE] * 4
+
+
+def test_closed_by_another_thread(tmp_path: Path) -> None:
+    """The descriptor is given back when the last that uses it has ended, and not before."""
+    with Store(datadir=str(tmp_path), durability="none") as store:
+        (tmp_path / "image").write_bytes(CONTENT)
+        reader = store.get(store.find("image"))[0]
+        near, far = tcp_pair()
+        sent: list[int] = []
+        thread = threading.Thread(target=lambda: sent.append(reader.sendfile(near)))
+        thread.start()
+        got = bytearray(far.recv(1))
+        reader.close()
+        while len(got) < SIZE:
+            got += far.recv(MIB)
+        thread.join()
+        assert (bytes(got), sent, reader.closed) == (CONTENT, [SIZE], True)
+        near.close()
+        far.close()
+
+
+def test_the_way_of_each_target(tmp_path: Path) -> None:
+    near, far = unix_pair()
+    with near, far:
+        assert open_target(near).way == _native.BY_SENDFILE
+    for address in ("127.0.0.1", "::1"):
+        near, far = tcp_pair(address)
+        with near, far:
+            assert open_target(near).way == open_target(near.fileno()).way == _native.BY_MAPPING
+    with (tmp_path / "file").open("wb") as file:
+        assert open_target(file).way == _native.BY_MEMORY
+        assert open_target(file, descriptors=False).put is not None
+    far_fd, near_fd = os.pipe()
+    assert open_target(near_fd).way == _native.BY_SENDFILE
+    os.close(near_fd)
+    os.close(far_fd)
+    assert open_target(io.BytesIO()).put is not None

@@ -1,0 +1,203 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The threads of time limits: none is left by a store that is closed; those that hang are not waited for."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from leftovers import descriptors, our_threads, settled
+
+import fastfs
+from fastfs import Store, publish, timeouts
+from fastfs.timeouts import Guard
+
+BIG = b"0123456789abcdef" * 65536
+
+
+@pytest.fixture(autouse=True)
+def nothing_left() -> Iterator[None]:
+    before = descriptors()
+    yield
+    assert settled(our_threads, []) == []
+    assert settled(descriptors, before) == before
+
+
+@pytest.fixture
+def slow_to_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Threads that have nothing to do any more are on the processor late, as on a busy machine."""
+    run = timeouts._Worker.run
+
+    def late(worker: timeouts._Worker) -> None:
+        run(worker)
+        threading.Event().wait(0.2)
+
+    monkeypatch.setattr(timeouts._Worker, "run", late)
+
+
+@pytest.fixture
+def unstartable(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
+    def switch() -> None:
+        def start(thread: threading.Thread) -> None:
+            raise RuntimeError("can't start new thread")
+
+        monkeypatch.setattr(threading.Thread, "start", start)
+
+    return switch
+
+
+@pytest.mark.usefixtures("slow_to_end")
+def test_close_waits_for_idle_threads(tmp_path: Path) -> None:
+    with Store(datadir=str(tmp_path), timeout=30) as store:
+        store.add("image", iter([BIG]))
+        assert our_threads() != []
+    assert our_threads() == []
+    store.delete(store.find("image"))  # it is of use again
+    store.close()
+    assert our_threads() == []
+
+
+@pytest.mark.usefixtures("slow_to_end")
+def test_a_store_that_cannot_be_made(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(fastfs.BadStoreConfiguration):
+        Store(datadir=str(tmp_path / "file"), timeout=30)
+    assert our_threads() == []
+
+
+def test_what_hangs_is_not_waited_for() -> None:
+    guard, gate, ended = Guard(0.05, 4, 100), threading.Event(), []
+    with pytest.raises(fastfs.TimeoutError):
+        guard.call("hanging", lambda: ended.append(gate.wait(60)))
+    assert guard.call("quick", int, "7") == 7
+    guard.close()
+    assert ended == []
+    assert len(our_threads()) == 1
+    gate.set()
+    assert settled(our_threads, []) == []
+
+
+def test_what_works_for_others_is_not_waited_for() -> None:
+    """One thread closes, another one's operation goes on and comes to its end."""
+    guard, begun, gate, answers = Guard(60, 4, 100), threading.Event(), threading.Event(), []
+
+    def work() -> str:
+        begun.set()
+        gate.wait(60)
+        return "done"
+
+    other = threading.Thread(target=lambda: answers.append(guard.call("working", work)))
+    other.start()
+    assert begun.wait(60)
+    guard.close()
+    assert answers == []
+    gate.set()
+    other.join()
+    assert answers == ["done"]
+
+
+def test_of_use_after_close_while_something_hangs() -> None:
+    """What the hanging thread is told when it wakes up must not end one that was started later."""
+    guard, gate = Guard(0.5, 2, 100), threading.Event()
+    with pytest.raises(fastfs.TimeoutError):
+        guard.call("hanging", gate.wait, 60)
+    guard.close()
+    guard.timeout = 60
+    for text in ("1", "2", "3"):
+        assert guard.call("quick", int, text) == int(text)
+    gate.set()
+    guard.close()
+
+
+def test_an_error_of_the_clean_up(caplog: pytest.LogCaptureFixture) -> None:
+    """The thread and its place are of use again."""
+    guard, gate = Guard(0.05, 1, 100), threading.Event()
+
+    def undo(result: object) -> None:
+        raise OSError("cannot close")
+
+    with pytest.raises(fastfs.TimeoutError):
+        guard.call("hanging", gate.wait, 60, undo=undo)
+    gate.set()
+    guard.timeout = 60
+    assert guard.call("quick", int, "7") == 7
+    assert "too late: cannot close" in caplog.text
+    guard.close()
+
+
+def test_an_operation_may_close_its_guard() -> None:
+    guard = Guard(60, 2, 100)
+    guard.call("closing", guard.close)
+    assert settled(our_threads, []) == []
+
+
+def test_close_after_fork() -> None:
+    """Another thread may have held the lock at that moment; there are no threads to end either."""
+    guard = Guard(60, 2, 100)
+    guard.call("quick", int, "7")
+    held, gate = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        with guard._pool.lock:
+            held.set()
+            gate.wait(60)
+
+    holder = threading.Thread(target=hold)
+    holder.start()
+    assert held.wait(60)
+    child = os.fork()
+    if not child:
+        guard.close()
+        os._exit(7)
+    gate.set()
+    holder.join()
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
+    guard.close()
+
+
+def test_no_thread_to_be_had(tmp_path: Path, unstartable: Callable[[], None]) -> None:
+    """It is told, and the place of the operation is free again."""
+    guard = Guard(60, 1, 100)
+    with Store(datadir=str(tmp_path), guard=guard) as store:
+        store.close()
+        unstartable()
+        for _ in range(3):
+            with pytest.raises(fastfs.StorageError, match="can't start new thread; raise the limit") as caught:
+                guard.call("storing", int, "7", path="/x")
+            assert caught.value.path == "/x"
+        assert guard._pool.active == 0
+
+
+def test_no_thread_to_be_had_half_way(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, unstartable: Callable[[], None]
+) -> None:
+    """The upload fails, and its end releases what it holds on the calling thread."""
+    monkeypatch.setattr(publish, "has_nameless", lambda directory: False)
+    store = Store(datadir=str(tmp_path), timeout=30)
+    store.datadirs.all[0].nameless = False
+
+    def pieces() -> Iterator[Any]:
+        yield BIG
+        store.close()
+        unstartable()
+        yield BIG
+
+    with pytest.raises(fastfs.StorageError, match="can't start new thread"):
+        store.add("image", pieces())
+    assert os.listdir(tmp_path) == []
+    monkeypatch.undo()
+    store.close()
+
+
+def test_a_guard_that_outlives_the_modules_ends_quietly(monkeypatch: pytest.MonkeyPatch) -> None:
+    """At the end of the interpreter `__del__` may come when the names of its module are gone."""
+    guard = Guard(5, 2, 75)
+    assert guard.call("asking", lambda: 1) == 1
+    with monkeypatch.context() as patched:
+        patched.setattr(timeouts, "SimpleQueue", None)
+        guard.__del__(lambda: True)
+    guard.close()
