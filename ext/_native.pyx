@@ -56,7 +56,7 @@ cdef extern from "cores.h" nogil:
     void cores_limit(int n)
 
 cdef extern from "engine.h" nogil:
-    enum: ENGINE_DIGESTS, ENGINE_DIGEST_SIZE, ENGINE_WIDTHS
+    enum: ENGINE_DIGESTS, ENGINE_DIGEST_SIZE, WAYS_MAX
     ctypedef struct stats_t "struct engine_stats":
         uint64_t streams
         uint64_t live
@@ -68,15 +68,17 @@ cdef extern from "engine.h" nogil:
     const char *engine_kernels()
     digests *engine_new(const hash_algorithm *algorithms, unsigned n, unsigned depth)
     unsigned engine_digest(digests *d, unsigned i, unsigned char *out)
-    void engine_once(const hash_algorithm *algorithms, unsigned n, const void *data, size_t length,
-                     unsigned char (*out)[64])
-    ctypedef struct object_of_many "struct engine_object":
+    void engine_stats(stats_t *out)
+    unsigned engine_rates(hash_algorithm a, bint with_md5, unsigned *widths, double *rates)
+
+cdef extern from "objects.h" nogil:
+    ctypedef struct whole_t "struct object":
         const void *data
         size_t len
         unsigned char digest[4][64]
-    int engine_many(const hash_algorithm *algorithms, unsigned n, object_of_many *objects, size_t count)
-    void engine_stats(stats_t *out)
-    unsigned engine_rates(hash_algorithm a, bint with_md5, unsigned *widths, double *rates)
+    void objects_once(const hash_algorithm *algorithms, unsigned n, const void *data, size_t length,
+                      unsigned char (*out)[64])
+    int objects_many(const hash_algorithm *algorithms, unsigned n, whole_t *objects, size_t count)
 
 cdef extern from "pump.h" nogil:
     enum: PUMP_BLOCK, PUMP_BLOCKS, PUMP_RING, PUMP_DEPTH, PUMP_PAGE
@@ -600,8 +602,8 @@ def kernel_rates(str name not None, bint with_md5=False):
     :param with_md5: beside MD5 of the same bytes.
     :return: {streams side by side: bytes per second, all together, on one core}
     """
-    cdef unsigned widths[ENGINE_WIDTHS]
-    cdef double rates[ENGINE_WIDTHS]
+    cdef unsigned widths[WAYS_MAX]
+    cdef double rates[WAYS_MAX]
     cdef hash_algorithm a = (<EngineDigest>EngineDigest(name)).algorithm
     cdef unsigned n
     with nogil:
@@ -640,7 +642,7 @@ def hash_once(data, names):
     PyObject_GetBuffer(data, &view, PyBUF_SIMPLE)
     try:
         with nogil:
-            engine_once(algorithms, n, view.buf, <size_t>view.len, out)
+            objects_once(algorithms, n, view.buf, <size_t>view.len, out)
     finally:
         PyBuffer_Release(&view)
     return tuple([(<char *>out[i])[:hash_info[<unsigned>algorithms[i]].digest].hex() for i in range(n)])
@@ -658,7 +660,7 @@ def hash_many(pieces, names):
     cdef unsigned n = 0, j
     cdef int err
     cdef Py_buffer *views = NULL
-    cdef object_of_many *objects = NULL
+    cdef whole_t *objects = NULL
     for name in names:
         if n == ENGINE_DIGESTS:
             raise ValueError("too many digests")
@@ -666,7 +668,7 @@ def hash_many(pieces, names):
         n += 1
     try:
         views = <Py_buffer *>malloc(count * sizeof(Py_buffer) + 1)
-        objects = <object_of_many *>malloc(count * sizeof(object_of_many) + 1)
+        objects = <whole_t *>malloc(count * sizeof(whole_t) + 1)
         if views == NULL or objects == NULL:
             raise MemoryError()
         for i in range(count):
@@ -675,7 +677,7 @@ def hash_many(pieces, names):
             objects[i].data = views[i].buf
             objects[i].len = <size_t>views[i].len
         with nogil:
-            err = engine_many(algorithms, n, objects, <size_t>count)
+            err = objects_many(algorithms, n, objects, <size_t>count)
         check(err)
         return [
             tuple([

@@ -11,8 +11,7 @@
  * A stream that is alone, on a machine with processors to spare, gets a helper thread that lives no longer
  * than the stream: it hashes while the owner reads and writes.
  *
- * How many streams make which kernel worth while is measured at the first use of each algorithm (some 0.2
- * ms), not assumed: the same binary meets processors whose ratios differ by 3.
+ * Which kernel, in how many lanes, and whether MD5 and another algorithm go together is for ways.h to say.
  */
 #ifndef FASTFS_ENGINE_H
 #define FASTFS_ENGINE_H
@@ -23,12 +22,16 @@
 
 #include "digests.h"
 #include "hash/hash.h"
+#include "ways.h"
 
 enum { ENGINE_DIGESTS = 4, ENGINE_DIGEST_SIZE = HASH_MAX_DIGEST };
 
 /* Use the kernels of this name (NULL: the best this machine has) from now on.  Call it before the first
  * stream.  Returns NULL, or why they cannot be used. */
 const char *engine_select(const char *name);
+
+/* The kernels that are best here, unless some were selected: what every function below but engine_stats does first. */
+void engine_start(void);
 
 /* The name of the kernels in use; NULL: there are none for this machine, and nothing below may be called. */
 const char *engine_kernels(void);
@@ -41,19 +44,6 @@ struct digests *engine_new(const enum hash_algorithm *algorithms, unsigned n, un
  * posted after the first such call; it may be repeated. */
 unsigned engine_digest(struct digests *d, unsigned i, unsigned char out[ENGINE_DIGEST_SIZE]);
 
-/* All digests of `len` bytes at once, on this thread: for small objects. */
-void engine_once(const enum hash_algorithm *algorithms, unsigned n, const void *data, size_t len,
-                 unsigned char out[][ENGINE_DIGEST_SIZE]);
-
-/* All digests of `count` objects at once, on this thread, in as many lanes as pay: for packs of small objects.  `n` as
- * for engine_new.  Returns 0, -EINVAL, -ENOMEM, or -ENOSYS where there are no kernels. */
-struct engine_object {
-    const void *data;
-    size_t len;
-    unsigned char digest[ENGINE_DIGESTS][ENGINE_DIGEST_SIZE]; /* the results */
-};
-int engine_many(const enum hash_algorithm *algorithms, unsigned n, struct engine_object *objects, size_t count);
-
 /* What the engine has done since the process began (a forked child begins anew). */
 struct engine_stats {
     uint64_t streams; /* that were made */
@@ -65,10 +55,12 @@ struct engine_stats {
 };
 void engine_stats(struct engine_stats *out);
 
+/* Add what was hashed beside the engine's queues. */
+void engine_count(uint64_t steps, uint64_t lanes, uint64_t bytes);
+
 /* The rates in bytes/s that were measured here for `a` (with_md5: beside MD5 of the same bytes): of one stream,
  * and with all lanes of each width filled.  Measures now unless that is done.  Returns how many rates there
  * are; widths[i] lanes give rates[i]. */
-enum { ENGINE_WIDTHS = 6 };
-unsigned engine_rates(enum hash_algorithm a, bool with_md5, unsigned widths[ENGINE_WIDTHS], double rates[ENGINE_WIDTHS]);
+unsigned engine_rates(enum hash_algorithm a, bool with_md5, unsigned widths[WAYS_MAX], double rates[WAYS_MAX]);
 
 #endif

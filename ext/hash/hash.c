@@ -39,14 +39,16 @@ void hash_init(enum hash_algorithm a, union hash_state *s)
     *s = initial[a];
 }
 
-void hash_final(enum hash_algorithm a, const struct hash_kernels *k, union hash_state *s, const unsigned char *tail,
-                uint64_t total, unsigned char *digest)
+unsigned hash_final(enum hash_algorithm a, const struct hash_kernels *k, union hash_state *s, const unsigned char *tail,
+                    size_t len, uint64_t total, unsigned char *digest)
 {
     const struct hash_info *info = &hash_info[a];
     unsigned char last[2 * HASH_MAX_BLOCK] = { 0 };
-    size_t left = total % info->block;
+    size_t blocks = len / info->block, left = len % info->block;
+    if (blocks > 0)
+        k->one[a](s, tail, blocks);
     if (left > 0)
-        memcpy(last, tail, left);
+        memcpy(last, tail + blocks * info->block, left);
     last[left] = 0x80;
     /* The length in bits takes two words at the end; its upper half is what shifting loses, or zero. */
     size_t size = left + 1 + 2 * info->word_size <= info->block ? info->block : 2 * info->block;
@@ -62,6 +64,7 @@ void hash_final(enum hash_algorithm a, const struct hash_kernels *k, union hash_
         uint64_t word = info->word_size == 8 ? s->w64[i / 8] : s->w32[i / 4];
         digest[i] = (unsigned char)(word >> shift);
     }
+    return info->digest;
 }
 
 /* The sets, each to be entered over the ones before it. */

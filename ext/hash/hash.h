@@ -73,9 +73,9 @@ extern const char *const hash_kernel_names[];
 /* The initial state. */
 void hash_init(enum hash_algorithm a, union hash_state *s);
 
-/* Pad and finish a stream of `total` bytes: `tail` holds the last total % block of them, `s` the state after
- * the others.  Writes hash_info[a].digest bytes to `digest`; `s` is spoilt. */
-void hash_final(enum hash_algorithm a, const struct hash_kernels *k, union hash_state *s, const unsigned char *tail,
-                uint64_t total, unsigned char *digest);
+/* Pad and finish a stream of `total` bytes: `s` is the state after all but the last `len` of them (whole blocks), which
+ * `tail` holds.  Writes hash_info[a].digest bytes to `digest` and returns how many; `s` is spoilt. */
+unsigned hash_final(enum hash_algorithm a, const struct hash_kernels *k, union hash_state *s, const unsigned char *tail,
+                    size_t len, uint64_t total, unsigned char *digest);
 
 #endif

@@ -94,5 +94,5 @@ EXPORT void driver_pair_lanes(unsigned a, unsigned i, union hash_state *const *m
 EXPORT void driver_final(unsigned a, union hash_state *s, const unsigned char *tail, uint64_t total,
                          unsigned char *digest)
 {
-    hash_final(a, &table, s, tail, total, digest);
+    hash_final(a, &table, s, tail, total % hash_info[a].block, total, digest);
 }

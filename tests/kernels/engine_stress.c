@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
  * engine_stress THREADS STREAMS SEED STRIDE [KERNEL]: many threads post streams of random lengths in random blocks to the
- * hash engine, give some up half-way, and compare every digest with engine_once's, which has no scheduler.  Before that
+ * hash engine, give some up half-way, and compare every digest with objects_once's, which has no scheduler.  Before that
  * one thread splits pairs at every place around the blocks' ends, or at each STRIDE-th of them.  Prints the counters; ends with 1 if a digest is
  * wrong or no pair was split.  For ThreadSanitizer and AddressSanitizer.
  *
@@ -9,6 +9,7 @@
  * engine's insides can be had, it depends on the number of live streams alone, so that pairs are split on every machine.
  */
 #include "engine.c"
+#include "objects.h"
 
 #include <stdio.h>
 
@@ -30,7 +31,7 @@ enum { KINDS = sizeof counts / sizeof counts[0] };
 static void force(unsigned streams_alive, bool to)
 {
     for (enum hash_algorithm a = 0; a < HASH_ALGORITHMS; a++) {
-        struct class *k = beside_md5(a);
+        struct class *k = class_of(ways_beside_md5(a));
         k->together[streams_alive] = to;
         k->decided_for = engine.cores;
     }
@@ -50,7 +51,7 @@ static void end(struct digests *d, unsigned kind, size_t len, unsigned strands)
     unsigned char ours[ENGINE_DIGESTS][ENGINE_DIGEST_SIZE] = { { 0 } }, right[ENGINE_DIGESTS][ENGINE_DIGEST_SIZE] = { { 0 } };
     for (unsigned i = 0; i < counts[kind]; i++)
         engine_digest(d, i, ours[i]);
-    engine_once(sets[kind], counts[kind], data, len, right);
+    objects_once(sets[kind], counts[kind], data, len, right);
     if (memcmp(ours, right, sizeof ours) != 0) {
         fprintf(stderr, "wrong: set %u, %zu bytes\n", kind, len);
         wrong++;
@@ -134,9 +135,9 @@ int main(int argc, char **argv)
     }
     for (size_t i = 0; i < DATA; i++)
         data[i] = (unsigned char)rand_r(&seed);
-    ensure_started();
-    for (unsigned c = 0; c < CLASSES; c++)
-        ensure_measured(&engine.class[c]);
+    engine_start();
+    for (unsigned c = 0; c < WAYS_CLASSES; c++)
+        ways_measure(ways_of(c));
     split_everywhere((unsigned)atoi(argv[4]));
     unsigned one_thread = splits;
     for (unsigned n = 1; n <= LANES_MAX; n++)

@@ -33,11 +33,11 @@ int main(void)
         busy[i]->ops->post(busy[i], data, SIZE, &last[i]);
     }
     small = begin(pair, 2);
-    struct class *k = beside_md5(HASH_SHA512);
+    struct class *k = class_of(ways_beside_md5(HASH_SHA512));
     k->decided_for = engine.cores;
     for (unsigned n = 1; n <= LANES_MAX; n++) {
         k->together[n] = true;
-        k->take[n] = (unsigned char)n; /* as if every lane more made it faster */
+        k->ways->take[n] = (unsigned char)n; /* as if every lane more made it faster */
     }
     small->ops->post(small, data, SIZE, &ticket);
     unsigned before = 0;

@@ -58,7 +58,7 @@ def test_digests(emulator: list[str], neon: list[Path], tmp_path: Path) -> None:
 
 
 def test_engine(emulator: list[str], neon: list[Path], tmp_path: Path) -> None:
-    objects = [*neon, *compile_objects(tmp_path, [EXT / "cores.c"], cc=[CC])]
+    objects = [*neon, *compile_objects(tmp_path, [EXT / name for name in ("ways.c", "objects.c", "cores.c")], cc=[CC])]
     program = build(tmp_path / "stress", HERE / "engine_stress.c", objects)
     done = subprocess.run([*emulator, program, "4", "12", "1", "61"], capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stdout + done.stderr

@@ -29,7 +29,7 @@ def program(
         pytest.skip("there is no gcc")
     (scratch / "engine.c").write_text(text or (EXT / "engine.c").read_text())
     (scratch / "stress.c").write_text((HERE / main).read_text())
-    sources = [scratch / "stress.c", EXT / "cores.c"]
+    sources = [scratch / "stress.c", EXT / "ways.c", EXT / "objects.c", EXT / "cores.c"]
     target = scratch / "stress"
     command = [compiler, *COMMON, *options, f"-I{scratch}", *map(str, [*sources, *objects]), "-o", str(target)]
     done = subprocess.run(command, capture_output=True, text=True)
@@ -80,10 +80,10 @@ def test_an_unfair_engine_is_found(objects: list[Path], tmp_path: Path) -> None:
 SEEDS = {
     "a strand is run without having been taken from the queue": (
         "thread",
-        "    pthread_mutex_unlock(&engine.lock);\n    step(k, w, task, n);\n    pthread_mutex_lock(&engine.lock);",
+        "    pthread_mutex_unlock(&engine.lock);\n    step(k->ways, w, task, n);\n    pthread_mutex_lock(&engine.lock);",
         "    for (unsigned i = 0; i < n; i++)\n"
         "        if (task[i].strand->at == 0)\n            enqueue(task[i].strand);\n"
-        "    pthread_mutex_unlock(&engine.lock);\n    step(k, w, task, n);\n    pthread_mutex_lock(&engine.lock);\n"
+        "    pthread_mutex_unlock(&engine.lock);\n    step(k->ways, w, task, n);\n    pthread_mutex_lock(&engine.lock);\n"
         "    for (unsigned i = 0; i < n; i++)\n"
         "        if (task[i].strand->queued)\n            dequeue(task[i].strand);",
     ),
