@@ -189,7 +189,6 @@ def program(name: str) -> str:
     if not target.exists() or target.stat().st_mtime < source.stat().st_mtime:
         shim.BUILD.mkdir(parents=True, exist_ok=True)
         scratch = target.with_suffix(f".{os.getpid()}")
-        cc = os.environ.get("CC", "cc")
-        run(cc, "-std=gnu11", "-Wall", "-Wextra", "-Werror", "-O1", "-g", "-o", scratch, source)
+        run(*shim.cc(), "-std=gnu11", "-Wall", "-Wextra", "-Werror", "-O1", "-g", "-o", scratch, source)
         scratch.rename(target)
     return str(target)

@@ -21,7 +21,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from shim import BUILD, HERE
+from shim import BUILD, HERE, cc
 
 EXT = HERE.parent.parent / "ext"
 #: Target: the files of the core that it is linked with, and its share of the inputs.
@@ -35,14 +35,14 @@ def clang() -> str | None:
     )
 
 
-def built(compiler: str, name: str, *main: str) -> str:
+def built(compiler: list[str], name: str, *main: str) -> str:
     """A target as a program; without a `main` of ours it gets libFuzzer's."""
     BUILD.mkdir(parents=True, exist_ok=True)
     target = str(BUILD / f"fuzz-{name}")
     sources = [str(HERE / "fuzz" / f"{name}.c"), *main, *(str(EXT / file) for file in C_TARGETS[name][0])]
     sanitizers = "address,undefined" if main else "fuzzer,address,undefined"
     flags = ["-std=gnu11", "-g", "-O2", f"-fsanitize={sanitizers}", "-fno-sanitize-recover=all", "-pthread"]
-    subprocess.run([compiler, *flags, "-o", target, *sources], check=True)
+    subprocess.run([*compiler, *flags, "-o", target, *sources], check=True)
     return target
 
 
@@ -85,10 +85,9 @@ def main() -> None:
         runs = int(arguments.most * share) + 1
         if compiler is None:
             left_out.append(f"{name}, guided: there is no clang")
-            gcc = os.environ.get("CC", "gcc")
-            cases[f"{name}, random"], found = run([built(gcc, name, str(HERE / "fuzz" / "main.c")), str(runs)])
+            cases[f"{name}, random"], found = run([built(cc("gcc"), name, str(HERE / "fuzz" / "main.c")), str(runs)])
         else:
-            cases[name], found = guided([built(compiler, name)], runs, arguments.seconds)
+            cases[name], found = guided([built([compiler], name)], runs, arguments.seconds)
         problems += found
     if arguments.only in (None, "parsers"):
         script = str(HERE / "fuzz" / "parsers.py")

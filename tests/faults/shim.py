@@ -6,6 +6,7 @@ import ctypes
 import errno
 import hashlib
 import os
+import shlex
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -95,6 +96,11 @@ class Call(NamedTuple):
         return what if not self.error else f"{what}: {errno.errorcode.get(self.error, self.error)}"
 
 
+def cc(default: str = "cc") -> list[str]:
+    """The C compiler, with the arguments that CC may have."""
+    return shlex.split(os.environ.get("CC", default))
+
+
 def library() -> Path:
     """The path of the library, built if it is not yet."""
     source = HERE / "preload.c"
@@ -102,7 +108,7 @@ def library() -> Path:
     if not path.exists():
         BUILD.mkdir(parents=True, exist_ok=True)
         scratch = path.with_suffix(f".{os.getpid()}")
-        command = [os.environ.get("CC", "cc"), "-std=gnu11", "-Wall", "-Wextra", "-Werror", "-O1", "-g", "-shared"]
+        command = [*cc(), "-std=gnu11", "-Wall", "-Wextra", "-Werror", "-O1", "-g", "-shared"]
         subprocess.run([*command, "-fPIC", "-o", scratch, source, "-ldl"], check=True)
         scratch.rename(path)
     return path

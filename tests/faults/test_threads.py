@@ -8,14 +8,14 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from shim import HERE
+from shim import HERE, cc
 
 EXT = HERE.parent.parent / "ext"
 
 
 def program(scratch: Path, chains: str) -> Path:
-    compiler = shutil.which(os.environ.get("CC", "gcc"))
-    if compiler is None:
+    compiler = cc("gcc")
+    if shutil.which(compiler[0]) is None:
         pytest.skip("there is no gcc")
     (scratch / "chains.c").write_text(chains)
     sources = [
@@ -27,7 +27,7 @@ def program(scratch: Path, chains: str) -> Path:
     ]
     target = scratch / "threads"
     flags = ["-std=gnu11", "-g", "-O1", "-fsanitize=thread", "-pthread", f"-I{EXT}"]
-    done = subprocess.run([compiler, *flags, "-o", target, *sources], stderr=subprocess.PIPE, text=True)
+    done = subprocess.run([*compiler, *flags, "-o", target, *sources], stderr=subprocess.PIPE, text=True)
     if "libtsan" in done.stderr or ("tsan" in done.stderr.lower() and done.returncode):
         pytest.skip("the compiler has no ThreadSanitizer")
     assert done.returncode == 0, done.stderr
