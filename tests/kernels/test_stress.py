@@ -80,10 +80,12 @@ def test_an_unfair_engine_is_found(objects: list[Path], tmp_path: Path) -> None:
 SEEDS = {
     "a strand is run without having been taken from the queue": (
         "thread",
-        "    pthread_mutex_unlock(&engine.lock);\n    step(k->ways, w, task, n);\n    pthread_mutex_lock(&engine.lock);",
+        "    pthread_mutex_unlock(&engine.lock);\n    step(k->ways, w, task, n);\n"
+        "    pthread_mutex_lock(&engine.lock);",
         "    for (unsigned i = 0; i < n; i++)\n"
         "        if (task[i].strand->at == 0)\n            enqueue(task[i].strand);\n"
-        "    pthread_mutex_unlock(&engine.lock);\n    step(k->ways, w, task, n);\n    pthread_mutex_lock(&engine.lock);\n"
+        "    pthread_mutex_unlock(&engine.lock);\n    step(k->ways, w, task, n);\n"
+        "    pthread_mutex_lock(&engine.lock);\n"
         "    for (unsigned i = 0; i < n; i++)\n"
         "        if (task[i].strand->queued)\n            dequeue(task[i].strand);",
     ),

@@ -60,7 +60,18 @@ int LLVMFuzzerTestOneInput(const uint8_t *in, size_t n)
         name[i] = c == '/' || c == '\0' ? '_' : c; /* ids are checked before */
     }
     bool odd = *name == '\0' || strcmp(name, ".") == 0 || strcmp(name, "..") == 0 || length > NAME_MAX;
-    struct fsops_object o = { directory, name, in, n, in[2] % 4 ? 0600 + in[2] % 64 : -1, in[3] & 1, in[3] & 2 };
+    struct fsops_object o = {
+        .directory = directory,
+        .name = name,
+        .data = in,
+        .len = n,
+        .attr = in[3] & 4 ? "user.fastfs.fuzz" : NULL, /* where there is no room for it, it is left out */
+        .attr_value = in,
+        .attr_len = n,
+        .mode = in[2] % 4 ? 0600 + in[2] % 64 : -1,
+        .sync_file = in[3] & 1,
+        .sync_dir = in[3] & 2,
+    };
     int err = fsops_store(&o);
     must(odd ? err < 0 : err == 0, "stored exactly if the name is one");
     char path[PATH_MAX + 500], other[PATH_MAX + 500];
