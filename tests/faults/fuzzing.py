@@ -41,7 +41,17 @@ def built(compiler: list[str], name: str, *main: str) -> str:
     target = str(BUILD / f"fuzz-{name}")
     sources = [str(HERE / "fuzz" / f"{name}.c"), *main, *(str(EXT / file) for file in C_TARGETS[name][0])]
     sanitizers = "address,undefined" if main else "fuzzer,address,undefined"
-    flags = ["-std=gnu11", "-Wall", "-Wextra", "-Werror", "-g", "-O2", f"-fsanitize={sanitizers}", "-fno-sanitize-recover=all", "-pthread"]
+    flags = [
+        "-std=gnu11",
+        "-Wall",
+        "-Wextra",
+        "-Werror",
+        "-g",
+        "-O2",
+        f"-fsanitize={sanitizers}",
+        "-fno-sanitize-recover=all",
+        "-pthread",
+    ]
     subprocess.run([*compiler, *flags, "-o", target, *sources], check=True)
     return target
 
