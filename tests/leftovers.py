@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 from fastfs.timeouts import Guard
 
@@ -15,6 +16,12 @@ from fastfs.timeouts import Guard
 def descriptors() -> list[str]:
     """The open ones of this process."""
     return sorted(os.listdir("/proc/self/fd"))
+
+
+def names(directory: Path) -> list[str]:
+    """Every name in a data directory, those of unfinished files too, but for the records of images that are there."""
+    found = set(os.listdir(directory))
+    return sorted(found - {f".fastfs-{name}.rec" for name in found})
 
 
 def our_threads() -> list[str]:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from leftovers import settled
+from leftovers import names, settled
 
 import fastfs
 from fastfs import Outcome, Store, _native
@@ -30,12 +30,6 @@ BIG = SMALL + 7
 
 def content(seed: object, length: int) -> bytes:
     return hashlib.shake_128(repr(seed).encode()).digest(length)
-
-
-def names(directory: Path) -> list[str]:
-    """Every name, those of unfinished files too, but for the records of images that are there."""
-    found = set(os.listdir(directory))
-    return sorted(found - {f".fastfs-{name}.rec" for name in found})
 
 
 def in_order(outcomes: Iterable[Outcome]) -> list[Outcome]:

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from leftovers import descriptors, our_threads, settled
+from leftovers import descriptors, names, our_threads, settled
 
 import fastfs
 from fastfs import Item, Outcome, Store, StoreConfig, sidecar
@@ -43,12 +43,6 @@ def files(directory: Path, sizes: Iterable[int]) -> list[Path]:
         paths.append(directory / f"{number:05d}")
         paths[-1].write_bytes(content(number, size))
     return paths
-
-
-def names(directory: Path) -> list[str]:
-    """Every name, but for the records of images that are there."""
-    found = set(os.listdir(directory))
-    return sorted(found - {f".fastfs-{name}.rec" for name in found})
 
 
 def in_order(outcomes: Iterable[Outcome]) -> list[Outcome]:

@@ -25,7 +25,7 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from leftovers import descriptors, our_threads, settled
+from leftovers import descriptors, names, our_threads, settled
 
 import fastfs
 from fastfs import Item, Outcome, Store, StoreConfig, _native, conveyor
@@ -38,12 +38,6 @@ DURABILITIES = ("none", "file", "full", "batch")
 
 def content(seed: object, length: int) -> bytes:
     return hashlib.shake_128(repr(seed).encode()).digest(length)
-
-
-def names(directory: Path) -> list[str]:
-    """Every name, those of unfinished files too, but for the records of images that are there."""
-    found = set(os.listdir(directory))
-    return sorted(found - {f".fastfs-{name}.rec" for name in found})
 
 
 @pytest.fixture(autouse=True)
