@@ -37,6 +37,24 @@
 #define BYTES 32
 #define CHAINS 1
 #include "sha2_lanes.h"
+#define FUNCTION md5_sha256_8
+#define SHA_BITS 32
+#define BYTES 32
+#define CHAINS 1
+#include "pair_lanes.h"
+
+/* One of SHA-512's rotations is by 8 bits: one shuffle instead of two shifts and their union.  In this order, which the
+ * compiler keeps: 1.27 to 1.31 GB/s with 4 lanes of SHA-512 (Zen 3 at 3.0 GHz; 1.5 if its vector units never waited).
+ * With the shuffle first it is slower than without. */
+INLINE v64_32 rotated_by_8(v64_32 x)
+{
+    v8_32 v = (v8_32)x;
+#define BYTES_ROTATED(i) (i) + 1, (i) + 2, (i) + 3, (i) + 4, (i) + 5, (i) + 6, (i) + 7, (i)
+    return (v64_32)SHUFFLE(8, 32, v, v, BYTES_ROTATED(0), BYTES_ROTATED(8), BYTES_ROTATED(16), BYTES_ROTATED(24));
+}
+#undef SHA2_SIGMA0
+#define SHA2_SIGMA0(x) ((x) >> 1 ^ rotated_by_8(x) ^ (x) >> 7 ^ (x) << 63)
+
 #define FUNCTION sha512_4
 #define SHA_BITS 64
 #define BYTES 32
@@ -47,11 +65,6 @@
 #define BYTES 32
 #define CHAINS 2
 #include "sha2_lanes.h"
-#define FUNCTION md5_sha256_8
-#define SHA_BITS 32
-#define BYTES 32
-#define CHAINS 1
-#include "pair_lanes.h"
 #define FUNCTION md5_sha512_4
 #define SHA_BITS 64
 #define BYTES 32
