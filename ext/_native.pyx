@@ -147,6 +147,11 @@ cdef extern from "fsops.h" nogil:
     int fsops_syncfs(int fd)
     int64_t fsops_kind(int fd)
 
+cdef extern from "busguard.h" nogil:
+    int busguard_begin(const void *address, size_t length)
+    bint busguard_spoilt(int guard)
+    void busguard_end(int guard)
+
 BLOCK_SIZE = PUMP_BLOCK
 RING_SIZE = PUMP_RING
 PAGE_SIZE = PUMP_PAGE
@@ -759,6 +764,41 @@ def resident(int fd, uint64_t offset, size_t length):
         err = fsops_resident(fd, offset, length, p)
     check(err)
     return pages
+
+
+@cython.final
+cdef class BusGuard:
+    """As long as it is open, a page of a mapped file that is gone is no SIGBUS: see busguard.h.
+
+    :param memory: an `mmap.mmap`, which cannot be closed meanwhile.
+    :raises OSError: there cannot be a guard now; read the file.
+    """
+    cdef Py_buffer view
+    cdef int guard
+
+    def __cinit__(self, memory):
+        self.guard = -1
+        PyObject_GetBuffer(memory, &self.view, PyBUF_SIMPLE)
+        cdef int found = busguard_begin(self.view.buf, <size_t>self.view.len)
+        if found < 0:
+            PyBuffer_Release(&self.view)
+            check(found)
+        self.guard = found
+
+    @property
+    def spoilt(self):
+        """Something was missing: what was seen is not what the file holds."""
+        return self.guard < 0 or busguard_spoilt(self.guard)
+
+    def close(self):
+        """May be repeated."""
+        if self.guard >= 0:
+            busguard_end(self.guard)
+            self.guard = -1
+            PyBuffer_Release(&self.view)
+
+    def __dealloc__(self):
+        self.close()
 
 
 def store_object(bytes directory not None, str name not None, data, int mode, bint sync_file, bint sync_dir,

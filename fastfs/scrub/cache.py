@@ -31,6 +31,7 @@ class Guest:
         #: For windows that are being read or come next: a byte a page, odd if it was there before; None: all were.
         self._before: dict[int, bytearray | None] = {}
         self._window = -1
+        self._all: bool | None = None
 
     def reading(self, offset: int) -> None:
         """The next read begins at `offset` and ends within the window of that, `window_end`."""
@@ -39,13 +40,22 @@ class Guest:
             return
         for old in [number for number in self._before if number < window]:
             self._drop(old)
-        self._window = window
+        self._window, self._all = window, None
         self._look(window)
         self._look(window + 1)
 
     @staticmethod
     def window_end(offset: int) -> int:
         return (offset // WINDOW + 1) * WINDOW
+
+    def resident(self) -> bool:
+        """All of the window that is being read was in the cache when it was begun."""
+        pages = self._before.get(self._window)
+        if pages is None:
+            return False
+        if self._all is None:
+            self._all = 0 not in pages
+        return self._all
 
     def done(self) -> None:
         """Nothing more is read."""

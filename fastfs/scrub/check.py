@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from xxhash import xxh3_128
+from xxhash import xxh3_128, xxh3_128_digest
 
 from fastfs import hashing, sidecar
 from fastfs import record as rec
@@ -24,6 +24,7 @@ from fastfs.publish import NO_LOCKS
 from fastfs.scrub.cache import Guest
 from fastfs.scrub.finding import Finding, Mode, Runs, Status
 from fastfs.scrub.limits import Limits, Stopped
+from fastfs.scrub.mapped import Mapped
 from fastfs.scrub.reading import Unreadable, digest_all
 from fastfs.sidecar import Attached, Relation
 
@@ -33,6 +34,9 @@ _READ = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_NOCTTY
 
 # Read and hashed at once, into memory at the beginning of a page: what stays in a processor's cache in between.
 PIECE = 256 * 1024
+
+# Looked at without copying before progress is told and an end is asked for.
+MAPPED_RUN = 8 << 20
 
 # How often the position in a long check is noted, in seconds: what a kill may cost.
 NOTE_EVERY = 5.0
@@ -221,17 +225,25 @@ class Check:
         size = record.block_size
         found = _Blocks(matched=position > 0)
         guest = Guest(self._fd, self._info.st_size)
+        mapped = Mapped(self._fd, self._info.st_size)
         map_ = _DataMap(self._fd, self._info.st_size)
         failures = 0
         buffer = memoryview(mmap.mmap(-1, PIECE))[: min(PIECE, size, max(1, self._info.st_size))]
         try:
-            for block in range(position // size, record.blocks):
+            block = position // size
+            while block < record.blocks:
+                self.limits.check()
+                run = self._clean_run(guest, mapped, map_, table, block, found)
+                if run:
+                    block += run
+                    self._report(run * size)
+                    self._note(table, found, block * size)
+                    continue
                 offset, length = block * size, record.block_length(block)
                 there = min(length, self._info.st_size - offset)
                 if there <= 0:
                     found.bad.add(block, record.blocks - 1)
                     break
-                self.limits.check()
                 wanted = table.digest(block)
                 try:
                     digest = self._digest(guest, map_, offset, there, buffer)
@@ -243,14 +255,39 @@ class Check:
                     found.bad.add(block)
                 elif digest != rec.zero_digest(length):
                     found.matched = True
+                block += 1
                 self._report(there)
                 self._note(table, found, offset + there)
                 if failures >= GIVE_UP:
-                    found.bad.add(block + 1, record.blocks - 1) if block + 1 < record.blocks else None
+                    found.bad.add(block, record.blocks - 1) if block < record.blocks else None
                     break
         finally:
+            mapped.close()
             guest.done()
         return found
+
+    def _clean_run(
+        self, guest: Guest, mapped: Mapped, map_: _DataMap, table: rec.Table, block: int, found: _Blocks
+    ) -> int:
+        """How many whole blocks from this one on are clean, seen where they lie in the page cache; 0: read this one."""
+        size, offset = table.record.block_size, block * table.record.block_size
+        most = min(MAPPED_RUN, self._info.st_size - offset, table.record.size - offset) // size
+        if most <= 0 or self.limits.rate or map_.sparse:
+            return 0
+        guest.reading(offset)
+        most = min(most, (guest.window_end(offset) - offset) // size)
+        view = mapped.view(offset, most * size) if most > 0 and guest.resident() else None
+        if view is None:
+            return 0
+        with view:
+            digests = [xxh3_128_digest(view[at : at + size]) for at in range(0, most * size, size)]
+        if not mapped.intact:
+            return 0
+        count = 0
+        while count < most and digests[count] == table.digest(block + count):
+            found.matched = found.matched or digests[count] != rec.zero_digest(size)
+            count += 1
+        return count
 
     def _digest(self, guest: Guest, map_: _DataMap, offset: int, length: int, buffer: memoryview) -> bytes:
         if map_.is_hole(offset, length):
@@ -378,11 +415,12 @@ class _DataMap:
         self._from = 0  # what is known: a hole from here
         self._to = 0  # to here, and data from there
         self._data_to = 0  # to here
-        self._sparse = os.fstat(fd).st_blocks * 512 < size
+        #: It has holes.
+        self.sparse = os.fstat(fd).st_blocks * 512 < size
 
     def is_hole(self, offset: int, length: int) -> bool:
         """Is nothing of this stored?"""
-        if not self._sparse:
+        if not self.sparse:
             return False
         if not self._from <= offset < max(self._data_to, self._to):
             self._look(offset)
@@ -397,7 +435,7 @@ class _DataMap:
             if error.errno == errno.ENXIO:
                 self._from, self._to, self._data_to = offset, self._size, self._size
             else:
-                self._sparse = False
+                self.sparse = False
 
 
 def _counted(count: int) -> str:

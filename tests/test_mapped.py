@@ -1,0 +1,185 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Looking at a mapped file of which a page is gone: no SIGBUS, and nobody believes what was seen."""
+
+from __future__ import annotations
+
+import errno
+import mmap
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from leftovers import descriptors
+
+from fastfs import Store, _native
+from fastfs.scrub import check
+from fastfs.scrub.finding import Status
+from fastfs.scrub.mapped import LEAST, Mapped
+
+PAGE = mmap.PAGESIZE
+
+
+@pytest.fixture(autouse=True)
+def nothing_left() -> Iterator[None]:
+    before = descriptors()
+    yield
+    assert descriptors() == before
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    path = tmp_path / "file"
+    path.write_bytes(os.urandom(4 * LEAST))
+    return path
+
+
+def test_a_file_that_becomes_shorter(file: Path) -> None:
+    whole = file.read_bytes()
+    with open(file, "rb") as opened:
+        mapped = Mapped(opened.fileno(), len(whole))
+        view = mapped.view(PAGE, LEAST)
+        assert view is not None
+        with view:
+            assert view == whole[PAGE : PAGE + LEAST]
+            assert mapped.intact
+            os.truncate(file, 2 * PAGE)
+            assert view[:PAGE] == whole[PAGE : 2 * PAGE]
+            assert mapped.intact, "nothing is gone of what was looked at"
+            assert bytes(view[PAGE:]) == bytes(LEAST - PAGE)
+            assert not mapped.intact
+        assert mapped.view(0, LEAST) is None, "it is to be read from now on"
+        mapped.close()
+        mapped.close()
+        assert not mapped.intact
+
+
+def test_a_file_that_is_shorter_already(file: Path) -> None:
+    with open(file, "rb") as opened:
+        os.truncate(file, 0)
+        mapped = Mapped(opened.fileno(), 4 * LEAST)
+        assert mapped.view(0, LEAST) is None
+        mapped.close()
+
+
+def test_a_scrub_of_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It tells of the truncation, and of nothing else."""
+    with Store(datadir=str(tmp_path / "images"), durability="none") as store:
+        for name in ("a", "b"):
+            store.add(name, os.urandom(12 * LEAST + 1))
+        seen = []
+
+        class Shrinking(Mapped):
+            def view(self, offset: int, length: int) -> memoryview | None:
+                found = super().view(offset, length)
+                seen.append(found is not None)
+                os.truncate(tmp_path / "images" / "b", 3 * LEAST)
+                return found
+
+        monkeypatch.setattr(check, "Mapped", Shrinking)
+        first = {finding.image_id: finding.status for finding in store.scrub(images=["b"], jobs=1)}
+        assert any(seen)
+        assert first["b"] in (Status.UNREADABLE, Status.BUSY, Status.TRUNCATED), first
+        found = {finding.image_id: finding.status for finding in store.scrub(jobs=1, restart=True)}
+        assert found == {"a": Status.CLEAN, "b": Status.TRUNCATED}
+
+
+def test_there_can_be_too_many(file: Path) -> None:
+    with open(file, "rb") as opened:
+        memory = mmap.mmap(opened.fileno(), 0, prot=mmap.PROT_READ)
+        guards = [_native.BusGuard(memory) for _ in range(64)]
+        with pytest.raises(OSError, match="temporarily unavailable") as caught:
+            _native.BusGuard(memory)
+        assert caught.value.errno == errno.EAGAIN
+        with pytest.raises(BufferError):
+            memory.close()
+        del guards
+        _native.BusGuard(memory).close()
+        memory.close()
+
+
+def test_a_thread_that_blocks_it(file: Path) -> None:
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGBUS])
+    try:
+        with open(file, "rb") as opened:
+            mapped = Mapped(opened.fileno(), 4 * LEAST)
+            assert mapped.view(0, LEAST) is None
+            mapped.close()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+SCRIPT = """
+import faulthandler, mmap, os, signal, sys
+from fastfs import _native
+
+def mapping():
+    with open(sys.argv[1], "w+b") as file:
+        file.truncate(1 << 20)
+        memory = mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ)
+        file.truncate(0)
+    return memory
+
+"""
+ENDS = {
+    "no guard at all": ("mapping()[5]", -signal.SIGBUS, ""),
+    "a guard": ("m = mapping(); g = _native.BusGuard(m); print(m[5], g.spoilt)", 0, "0 True"),
+    "after it": ("m = mapping(); g = _native.BusGuard(m); m[5]; g.close(); mapping()[5]", -signal.SIGBUS, ""),
+    "another mapping": ("m = mapping(); g = _native.BusGuard(m); mapping()[5]", -signal.SIGBUS, ""),
+    "one that was sent": ("g = _native.BusGuard(mapping()); os.kill(os.getpid(), signal.SIGBUS)", -signal.SIGBUS, ""),
+    "one that was sent and is ignored": (
+        "signal.signal(signal.SIGBUS, signal.SIG_IGN); g = _native.BusGuard(mapping());"
+        "os.kill(os.getpid(), signal.SIGBUS); print('alive')",
+        0,
+        "alive",
+    ),
+    "a handler before": (
+        "faulthandler.enable(); g = _native.BusGuard(mapping()); mapping()[5]",
+        -signal.SIGBUS,
+        "Bus error",
+    ),
+    "a handler after": (
+        "g = _native.BusGuard(mapping()); faulthandler.enable(); mapping()[5]",
+        -signal.SIGBUS,
+        "Bus error",
+    ),
+    "a handler in its place": (
+        "g = _native.BusGuard(mapping()); faulthandler.enable()\n"
+        "try: _native.BusGuard(mapping())\n"
+        "except BlockingIOError: print('read it')",
+        0,
+        "read it",
+    ),
+    "a handler that gives the place back": (
+        "g = _native.BusGuard(mapping()); faulthandler.enable(); faulthandler.disable(); m = mapping();"
+        "h = _native.BusGuard(m); print(m[5])",
+        0,
+        "0",
+    ),
+    "handlers that go on to one another": (
+        "faulthandler.enable(); g = _native.BusGuard(mapping()); faulthandler.disable(); faulthandler.enable();"
+        "mapping()[5]",
+        -signal.SIGBUS,
+        "Bus error",
+    ),
+    "a forked child": (
+        "g = _native.BusGuard(mapping()); pid = os.fork();"
+        "pid and sys.exit(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]));"
+        "m = mapping(); h = _native.BusGuard(m); m[5]; print(h.spoilt)",
+        0,
+        "True",
+    ),
+}
+
+
+@pytest.mark.parametrize("end", ENDS)
+def test_how_it_ends(end: str, tmp_path: Path) -> None:
+    script, code, words = ENDS[end]
+    done = subprocess.run(
+        [sys.executable, "-c", SCRIPT + script, tmp_path / "file"], capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == code, (done.returncode, done.stderr)
+    assert words in done.stdout + done.stderr
