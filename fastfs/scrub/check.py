@@ -38,6 +38,9 @@ PIECE = 256 * 1024
 # Looked at without copying before progress is told and an end is asked for.
 MAPPED_RUN = 8 << 20
 
+# From so many bytes on xxhash gives up the GIL, so that nobody has to wait when a page must be fetched after all.
+UNLOCKED = 64 * 1024
+
 # How often the position in a long check is noted, in seconds: what a kill may cost.
 NOTE_EVERY = 5.0
 # A dead disk can take a minute for each block: after so many in a row the rest is not tried.
@@ -272,7 +275,7 @@ class Check:
         """How many whole blocks from this one on are clean, seen where they lie in the page cache; 0: read this one."""
         size, offset = table.record.block_size, block * table.record.block_size
         most = min(MAPPED_RUN, self._info.st_size - offset, table.record.size - offset) // size
-        if most <= 0 or self.limits.rate or map_.sparse:
+        if most <= 0 or size < UNLOCKED or self.limits.rate or map_.sparse:
             return 0
         guest.reading(offset)
         most = min(most, (guest.window_end(offset) - offset) // size)
