@@ -775,8 +775,10 @@ cdef class BusGuard:
     """
     cdef Py_buffer view
     cdef int guard
+    cdef pid_t owner
 
     def __cinit__(self, memory):
+        self.owner = getpid()
         self.guard = -1
         PyObject_GetBuffer(memory, &self.view, PyBUF_SIMPLE)
         cdef int found = busguard_begin(self.view.buf, <size_t>self.view.len)
@@ -788,12 +790,13 @@ cdef class BusGuard:
     @property
     def spoilt(self):
         """Something was missing: what was seen is not what the file holds."""
-        return self.guard < 0 or busguard_spoilt(self.guard)
+        return self.guard < 0 or self.owner != getpid() or busguard_spoilt(self.guard)
 
     def close(self):
         """May be repeated."""
         if self.guard >= 0:
-            busguard_end(self.guard)
+            if self.owner == getpid():  # a forked child has begun anew
+                busguard_end(self.guard)
             self.guard = -1
             PyBuffer_Release(&self.view)
 

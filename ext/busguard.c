@@ -8,6 +8,7 @@
 #include <stdatomic.h>
 #include <stdint.h>
 #include <sys/mman.h>
+#include <time.h>
 #include <unistd.h>
 
 enum { GUARDS = 64 };
@@ -17,6 +18,7 @@ enum { GUARDS = 64 };
 static struct guard {
     atomic_uintptr_t begin;
     atomic_uintptr_t end;
+    atomic_uint turn; /* how often it was filled */
     atomic_bool spoilt;
 } guards[GUARDS];
 
@@ -25,12 +27,16 @@ static bool installed;
 static struct sigaction before; /* whoever was asked for SIGBUS until then */
 static uintptr_t page;
 
-static struct guard *guard_of(uintptr_t address)
+/* The guard of an address, and where its memory ends.  A guard that is given up and used again meanwhile is none. */
+static struct guard *guard_of(uintptr_t address, uintptr_t *end)
 {
     for (unsigned i = 0; i < GUARDS; i++) {
-        uintptr_t begin = atomic_load(&guards[i].begin);
-        if (begin != 0 && begin != FILLING && address >= begin && address < atomic_load(&guards[i].end))
-            return &guards[i];
+        struct guard *g = &guards[i];
+        unsigned turn = atomic_load(&g->turn);
+        uintptr_t begin = atomic_load(&g->begin);
+        *end = atomic_load(&g->end);
+        if (begin != 0 && begin != FILLING && address >= begin && address < *end && atomic_load(&g->turn) == turn)
+            return g;
     }
     return NULL;
 }
@@ -45,21 +51,34 @@ static void default_action(int signal)
  * have been there before one another, say. */
 static void pass_on(int signal, siginfo_t *info, void *context)
 {
-    enum { PATIENCE = 100 };
-    static __thread struct {
-        void *volatile address;
-        volatile unsigned times;
-    } last __attribute__((tls_model("initial-exec")));
-    bool fault = info->si_code > 0, simple = !(before.sa_flags & SA_SIGINFO);
+    enum { PATIENCE = 100 /* times a second */ };
+    static atomic_uintptr_t last;
+    static atomic_uint times;
+    static atomic_long since;
+    bool fault = info->si_code > 0, simple = !(before.sa_flags & SA_SIGINFO), hopeless = false;
     if (fault) {
-        last.times = info->si_addr == last.address ? last.times + 1 : 0;
-        last.address = info->si_addr;
+        struct timespec now;
+        clock_gettime(CLOCK_MONOTONIC, &now);
+        if (atomic_exchange(&last, (uintptr_t)info->si_addr) != (uintptr_t)info->si_addr
+            || atomic_load(&since) != (long)now.tv_sec) {
+            atomic_store(&since, (long)now.tv_sec);
+            atomic_store(&times, 0);
+        }
+        hopeless = atomic_fetch_add(&times, 1) > PATIENCE;
     }
     if (simple && before.sa_handler == SIG_IGN && !fault)
         return;
-    if ((fault && last.times > PATIENCE) || (simple && (before.sa_handler == SIG_DFL || before.sa_handler == SIG_IGN)))
+    if (hopeless || (simple && (before.sa_handler == SIG_DFL || before.sa_handler == SIG_IGN))) {
         default_action(signal);
-    else if (simple)
+        return;
+    }
+    if (before.sa_flags & SA_NODEFER) {
+        sigset_t one;
+        sigemptyset(&one);
+        sigaddset(&one, signal);
+        pthread_sigmask(SIG_UNBLOCK, &one, NULL);
+    }
+    if (simple)
         before.sa_handler(signal);
     else
         before.sa_sigaction(signal, info, context);
@@ -68,12 +87,11 @@ static void pass_on(int signal, siginfo_t *info, void *context)
 static void missing(int signal, siginfo_t *info, void *context)
 {
     int err = errno;
-    uintptr_t address = (uintptr_t)info->si_addr;
-    struct guard *g = info->si_code > 0 ? guard_of(address) : NULL; /* not one that somebody sent */
+    uintptr_t address = (uintptr_t)info->si_addr, end;
+    struct guard *g = info->si_code > 0 ? guard_of(address, &end) : NULL; /* not one that somebody sent */
     if (g != NULL) {
         uintptr_t begin = address / page * page;
-        size_t len = atomic_load(&g->end) - begin;
-        void *zeroes = mmap((void *)begin, len, PROT_READ, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED | MAP_NORESERVE, -1, 0);
+        void *zeroes = mmap((void *)begin, end - begin, PROT_READ, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED | MAP_NORESERVE, -1, 0);
         if (zeroes != MAP_FAILED) {
             atomic_store(&g->spoilt, true);
             errno = err;
@@ -137,6 +155,7 @@ int busguard_begin(const void *address, size_t len)
         if (!atomic_compare_exchange_strong(&guards[i].begin, &unused, FILLING))
             continue;
         uintptr_t end = ((uintptr_t)address + len + page - 1) / page * page;
+        atomic_fetch_add(&guards[i].turn, 1);
         atomic_store(&guards[i].end, end);
         atomic_store(&guards[i].spoilt, false);
         atomic_store(&guards[i].begin, (uintptr_t)address);

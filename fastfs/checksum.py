@@ -52,13 +52,14 @@ class Digester:
     """Takes the bytes of one source and only hashes them: a `fastfs.sources.Sink`.
 
     :param stop: is asked between blocks whether to go on; `Stopped` is raised then.
+    :param engine: the option `hash_engine`.
     """
 
-    def __init__(self, names: Sequence[str], stop: Callable[[], bool] = lambda: False) -> None:
+    def __init__(self, names: Sequence[str], stop: Callable[[], bool] = lambda: False, engine: str = "auto") -> None:
         self._stop = stop
         self._names = tuple(names)
         split = len(names) if len(names) <= _PUMP_HASHERS else _PUMP_HASHERS - 1
-        self._hashers = hashing.hashers(names[:split])
+        self._hashers = hashing.hashers(names[:split], engine)
         self._rest = _Several(names[split:])
         more = [self._rest] if self._rest.hashers else []
         self._pump = _native.Pump(-1, [*self._hashers, *more])
@@ -104,10 +105,14 @@ class Digester:
 
 
 def digest_source(
-    source: Source, names: Sequence[str], limit: int | None = None, stop: Callable[[], bool] = lambda: False
+    source: Source,
+    names: Sequence[str],
+    limit: int | None = None,
+    stop: Callable[[], bool] = lambda: False,
+    engine: str = "auto",
 ) -> tuple[int, dict[str, str]]:
-    """Size and digests of what a source has left, up to `limit` bytes.  For `stop` see `Digester`."""
-    digester = Digester(names, stop)
+    """Size and digests of what a source has left, up to `limit` bytes.  For `stop` and `engine` see `Digester`."""
+    digester = Digester(names, stop, engine)
     try:
         source.transfer(digester, limit)
         found = digester.finish()

@@ -295,7 +295,7 @@ class Sidecar:
         self.digests = digests
         self._draft = Draft(directory, sidecar_name(record.image_id), mode, durability)
         #: There is nothing to be linked: it lies in an attribute of the image, or it could not be written.
-        self._without = False
+        self.without = False
         #: Why it could not be written.
         self.error: OSError | None = None
 
@@ -303,8 +303,8 @@ class Sidecar:
         """Write the record of the image `fd`, which is complete, but not synced yet, and mark that as its own."""
         if self.record.size <= SMALL:
             whole = rec.pack(self.record, self.digests)
-            self._without = set_attribute(self.directory, fd, RECORD_ATTRIBUTE, whole)
-        if self._without:
+            self.without = set_attribute(self.directory, fd, RECORD_ATTRIBUTE, whole)
+        if self.without:
             return
         with self._forgiving(fd):
             tagged = set_attribute(self.directory, fd, TAG_ATTRIBUTE, self.record.nonce)
@@ -321,7 +321,7 @@ class Sidecar:
 
         :raises FileExistsError: the image exists.
         """
-        if self._without:
+        if self.without:
             return
         with self._forgiving(fd):
             deadline = time.monotonic() + PATIENCE
@@ -339,7 +339,7 @@ class Sidecar:
 
     def release(self, keep: bool) -> None:
         """Close everything; unless `keep`, nothing of the record stays.  Never raises, may be repeated."""
-        self._draft.release(keep=keep and not self._without)
+        self._draft.release(keep=keep and not self.without)
 
     @contextlib.contextmanager
     def _forgiving(self, fd: int) -> Iterator[None]:
@@ -348,7 +348,7 @@ class Sidecar:
         except FileExistsError:
             raise
         except OSError as error:
-            self._without, self.error = True, error
+            self.without, self.error = True, error
             path = self.directory.file(self.record.image_id)
             LOG.warning("image %s goes without a record: %s", path, error.strerror or error)
             self._draft.release(keep=False)
@@ -413,6 +413,14 @@ def _remove_orphan(top: int, name: str, image_id: str) -> bool:
         return True
     finally:
         close_quietly(fd)
+
+
+def remove_orphan(top: int, image_id: str) -> None:
+    """Before an image without a hidden record is published: no record of another that was killed must be taken for its
+    own.  Never raises: what stays is told of by a scrub, as a stale record.
+    """
+    with contextlib.suppress(OSError):
+        _remove_orphan(top, sidecar_name(image_id), image_id)
 
 
 def _unlink_same(top: int, name: str, fd: int) -> None:

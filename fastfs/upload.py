@@ -15,7 +15,7 @@ from fastfs.datadirs import Claim, DataDir, DataDirs
 from fastfs.exceptions import Duplicate, FastfsError, SizeMismatch, StorageFull, from_oserror
 from fastfs.publish import Draft
 from fastfs.record import Recorder, make
-from fastfs.sidecar import Sidecar
+from fastfs.sidecar import Sidecar, remove_orphan
 from fastfs.sources import SMALL, DescriptorSource, Source, check_count
 from fastfs.timeouts import Guard
 
@@ -339,8 +339,10 @@ class Upload:
             other = None if self.directories.single else self.directories.holding(self.image_id, self.directory)
             if other is not None:
                 raise Duplicate.of(self.image_id, other.file(self.image_id))
-            if sidecar is not None:
+            if sidecar is not None and not sidecar.without:
                 sidecar.link(draft.fd)
+            else:
+                remove_orphan(draft.directory_fd, self.image_id)
             draft.link()
         draft.sync_name()
 

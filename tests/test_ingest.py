@@ -774,6 +774,18 @@ def test_resume(store: Store, images: Path, sources: Path) -> None:
     assert (images / paths[1].name).read_bytes() == content("other", 200)
 
 
+def test_resume_with_hashlib_only(tmp_path: Path) -> None:
+    """Where that is asked for (FIPS) nothing else hashes, not even to compare."""
+    data = content("fips", 3_000_000)
+    with Store(datadir=str(tmp_path / "images"), durability="none", hash_engine="hashlib") as store:
+        before = _native.engine_counters()["streams"]
+        for source in (data, io.BytesIO(data)):
+            (outcome,) = store.add_many([("image", source)], resume=True)
+            assert outcome.error is None
+        assert outcome.skipped
+        assert _native.engine_counters()["streams"] == before
+
+
 @pytest.mark.parametrize("kind", ["path", "bytes", "BytesIO", "read", "iterator", "function", "open"])
 @pytest.mark.parametrize("size", [50, BIG])
 def test_resume_of_any_source(kind: str, size: int, store: Store, sources: Path) -> None:

@@ -17,6 +17,7 @@ from leftovers import descriptors
 
 from fastfs import Store, _native
 from fastfs.scrub import check
+from fastfs.scrub.cache import Guest
 from fastfs.scrub.finding import Status
 from fastfs.scrub.mapped import LEAST, Mapped
 
@@ -48,7 +49,6 @@ def test_a_file_that_becomes_shorter(file: Path) -> None:
             assert mapped.intact
             os.truncate(file, 2 * PAGE)
             assert view[:PAGE] == whole[PAGE : 2 * PAGE]
-            assert mapped.intact, "nothing is gone of what was looked at"
             assert bytes(view[PAGE:]) == bytes(LEAST - PAGE)
             assert not mapped.intact
         assert mapped.view(0, LEAST) is None, "it is to be read from now on"
@@ -63,6 +63,46 @@ def test_a_file_that_is_shorter_already(file: Path) -> None:
         mapped = Mapped(opened.fileno(), 4 * LEAST)
         assert mapped.view(0, LEAST) is None
         mapped.close()
+
+
+def test_the_last_page_of_a_file_that_becomes_shorter(file: Path) -> None:
+    """Zeroes, and no fault."""
+    size = file.stat().st_size
+    with open(file, "r+b") as opened:
+        opened.seek(-1, os.SEEK_END)
+        opened.write(b"\0")
+        opened.flush()
+        mapped = Mapped(opened.fileno(), size)
+        view = mapped.view(0, size)
+        assert view is not None
+        with view:
+            assert mapped.intact
+            opened.truncate(size - 1)
+            assert view[-1] == 0
+            assert not mapped.intact
+        mapped.close()
+
+
+def test_an_interrupt_that_keeps_a_view(file: Path) -> None:
+    with open(file, "rb") as opened:
+        mapped = Mapped(opened.fileno(), file.stat().st_size)
+        view = mapped.view(0, LEAST)
+        assert view is not None
+        mapped.close()
+        assert not mapped.intact
+        view.release()
+
+
+def test_who_may_not_know_what_is_cached(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """To whom neither owns a file nor may write it mincore(2) says that all of it is."""
+    for may in (True, False):
+        monkeypatch.setattr(os, "geteuid", lambda may=may: file.stat().st_uid + (not may))
+        monkeypatch.setattr(os, "access", lambda *_: False)
+        with open(file, "rb") as opened:
+            guest = Guest(opened.fileno(), file.stat().st_size)
+            guest.reading(0)
+            assert guest.resident() is may
+            guest.done()
 
 
 def test_a_scrub_of_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -164,6 +204,13 @@ ENDS = {
         "mapping()[5]",
         -signal.SIGBUS,
         "Bus error",
+    ),
+    "a guard of the parent": (
+        "m = mapping(); g = _native.BusGuard(m); pid = os.fork();"
+        "pid and sys.exit(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]));"
+        "n = mapping(); h = _native.BusGuard(n); told = g.spoilt; g.close(); print(told, n[5], h.spoilt)",
+        0,
+        "True 0 True",
     ),
     "a forked child": (
         "g = _native.BusGuard(mapping()); pid = os.fork();"

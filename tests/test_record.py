@@ -26,6 +26,7 @@ from xxhash import xxh3_128_digest
 
 import fastfs
 from fastfs import IntegrityError, Store, Unverifiable, publish, record, sidecar
+from fastfs.config import Records
 from fastfs.datadirs import DataDir
 
 BLOCK = 65536
@@ -315,6 +316,18 @@ def test_swept_when_its_image_is_gone(store: Store, images: Path) -> None:
     os.unlink(images / "a")
     assert store.sweep() == [str(images / ".fastfs-a.rec")]
     assert sorted(os.listdir(images)) == [".fastfs-b.rec", "b"]
+
+
+@pytest.mark.parametrize("records", ["none", "large"])
+def test_of_an_upload_that_was_killed(records: Records, store: Store, images: Path) -> None:
+    """It is not taken for that of the next image of this id, which has none of its own, or another one."""
+    store.add("image", content(3 * BLOCK))
+    os.unlink(images / "image")
+    with Store(datadir=str(images), durability="none", records=records) as other:
+        other.add("image", content(4 * BLOCK))
+    assert sorted(os.listdir(images)) == [*([".fastfs-image.rec"] if records == "large" else []), "image"]
+    (finding,) = store.scrub()
+    assert finding.status == ("clean" if records == "large" else "no-record")
 
 
 def test_not_swept_while_it_is_held(store: Store, images: Path) -> None:

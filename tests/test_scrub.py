@@ -382,6 +382,7 @@ def examine(
         if lying:  # blocks are looked at where they lie, two at a time, as those of larger images are
             patch.setattr(mapped_module, "LEAST", 0)
             patch.setattr(check_module, "MAPPED_RUN", 2 * BLOCK)
+            patch.setattr(check_module, "UNLOCKED", 0)
         with stored(sizes, seed, copied, thin) as (store, case):
             case.marked = attributes and not copied
             before = case.data

@@ -42,7 +42,8 @@ Examples:
 FILE is CSV, its first line naming the columns, or JSON lines. Columns: id,
 algorithm, digest; or as Glance's table has them: id, os_hash_algo,
 os_hash_value, checksum (MD5). Each image is reported as match, mismatch,
-unknown (nothing is expected of it) or missing (expected, but not there).
+unknown (nothing is expected of it), missing (expected, but not there) or
+failed (it could not be read).
 
 \b
 Exit codes (of several, the first that applies): 7 a mismatch or a missing

@@ -103,7 +103,7 @@ def status_command(settings: Settings, as_json: bool) -> int:
     found = gather()
     if as_json:
         output.record(found)
-        return ExitCode.OK if found["fits"] else ExitCode.FAILED
+        return ExitCode.FAILED if found["enabled"] and found["driver"] != "fastfs" else ExitCode.OK
     return _report(output, found, wanted=found["enabled"])
 
 

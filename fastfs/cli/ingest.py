@@ -70,7 +70,12 @@ def octal_mode(text: str) -> int:
     help="What is synced before an image counts as stored.  [default: as configured]",
 )
 @click.option("--thin", is_flag=True, help="Leave holes for zeroes.")
-@click.option("--file-perm", type=octal_mode, metavar="OCTAL", help="Mode of the stored files.  [default: umask]")
+@click.option(
+    "--file-perm",
+    type=octal_mode,
+    metavar="OCTAL",
+    help="Mode of the stored files.  [default: as configured, else as the umask says]",
+)
 @click.option("--resume", is_flag=True, help="Skip what is stored already with the same bytes.")
 @click.option("--size", "declared", type=byte_count, metavar="N", help="Size of a stream; more or less is an error.")
 @json_option

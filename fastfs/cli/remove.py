@@ -73,7 +73,7 @@ def _agreed(images: list[ImageInfo]) -> bool:
 def sweep_command(settings: Settings, as_json: bool) -> int:
     """Remove unfinished data whose writer is gone.
 
-    Opening a store for writing does the same: this is for those who want it now, and told.
+    Opening a store for writing does so, too, but where there are nameless files, which leave nothing but records.
     """
     output = settings.output(as_json)
     with settings.open_store() as store:

@@ -31,7 +31,7 @@ def compared(store: Storing, item: Item, image_file: Any, size: int | None) -> A
     source = open_source(image_file)
     try:
         _check_length(store, name, url, size or source.size_hint)
-        count, digests = digest_source(source, names, size or None)
+        count, digests = digest_source(source, names, size or None, engine=store.config.hash_engine)
         if size and count == size:
             count += source.excess(store.config.chunk_size)
     finally:
@@ -58,7 +58,7 @@ def same(store: Storing, name: str, url: str, size: int, digests: tuple[str, ...
         if stored != size:
             raise other_bytes(name, url)
         source = open_source(reader)
-        _, found = digest_source(source, names)
+        _, found = digest_source(source, names, engine=store.config.hash_engine)
     path = Location.parse(url).path
     if tuple(found[one] for one in names) != digests:
         raise other_bytes(name, url)

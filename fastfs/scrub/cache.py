@@ -32,6 +32,8 @@ class Guest:
         self._before: dict[int, bytearray | None] = {}
         self._window = -1
         self._all: bool | None = None
+        # mincore(2) tells owners and those who may write; to others every page is there.
+        self._told = os.fstat(fd).st_uid == os.geteuid() or os.access(f"/proc/self/fd/{fd}", os.W_OK)
 
     def reading(self, offset: int) -> None:
         """The next read begins at `offset` and ends within the window of that, `window_end`."""
@@ -49,7 +51,9 @@ class Guest:
         return (offset // WINDOW + 1) * WINDOW
 
     def resident(self) -> bool:
-        """All of the window that is being read was in the cache when it was begun."""
+        """All of the window that is being read is known to have been in the cache when it was begun."""
+        if not self._told:
+            return False
         pages = self._before.get(self._window)
         if pages is None:
             return False

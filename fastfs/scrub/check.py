@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from xxhash import xxh3_128, xxh3_128_digest
+from xxhash import xxh3_128
 
 from fastfs import hashing, sidecar
 from fastfs import record as rec
@@ -38,7 +38,8 @@ PIECE = 256 * 1024
 # Looked at without copying before progress is told and an end is asked for.
 MAPPED_RUN = 8 << 20
 
-# From so many bytes on xxhash gives up the GIL, so that nobody has to wait when a page must be fetched after all.
+# For more than that `update` of xxhash gives up the GIL (in all versions from 3.1 on): nobody has to wait when a
+# page must be fetched after all.
 UNLOCKED = 64 * 1024
 
 # How often the position in a long check is noted, in seconds: what a kill may cost.
@@ -238,6 +239,7 @@ class Check:
                 self.limits.check()
                 run = self._clean_run(guest, mapped, map_, table, block, found)
                 if run:
+                    failures = 0
                     block += run
                     self._report(run * size)
                     self._note(table, found, block * size)
@@ -265,8 +267,10 @@ class Check:
                     found.bad.add(block, record.blocks - 1) if block < record.blocks else None
                     break
         finally:
-            mapped.close()
-            guest.done()
+            try:
+                mapped.close()
+            finally:
+                guest.done()
         return found
 
     def _clean_run(
@@ -275,21 +279,26 @@ class Check:
         """How many whole blocks from this one on are clean, seen where they lie in the page cache; 0: read this one."""
         size, offset = table.record.block_size, block * table.record.block_size
         most = min(MAPPED_RUN, self._info.st_size - offset, table.record.size - offset) // size
-        if most <= 0 or size < UNLOCKED or self.limits.rate or map_.sparse:
+        if most <= 0 or size <= UNLOCKED or self.limits.rate or map_.sparse:
             return 0
         guest.reading(offset)
         most = min(most, (guest.window_end(offset) - offset) // size)
         view = mapped.view(offset, most * size) if most > 0 and guest.resident() else None
         if view is None:
             return 0
+        count, matched = 0, False
         with view:
-            digests = [xxh3_128_digest(view[at : at + size]) for at in range(0, most * size, size)]
+            while count < most:
+                hasher = xxh3_128()
+                hasher.update(view[count * size : (count + 1) * size])
+                digest = hasher.digest()
+                if digest != table.digest(block + count):
+                    break
+                matched = matched or digest != rec.zero_digest(size)
+                count += 1
         if not mapped.intact:
             return 0
-        count = 0
-        while count < most and digests[count] == table.digest(block + count):
-            found.matched = found.matched or digests[count] != rec.zero_digest(size)
-            count += 1
+        found.matched = found.matched or matched
         return count
 
     def _digest(self, guest: Guest, map_: _DataMap, offset: int, length: int, buffer: memoryview) -> bytes:

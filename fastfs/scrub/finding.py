@@ -113,6 +113,7 @@ class Finding:
             "id": self.image_id,
             "url": self.url,
             "status": self.status.value,
+            "damaged": self.damaged,
             "mode": self.mode,
             "size": self.size,
             "expected_size": self.expected_size,

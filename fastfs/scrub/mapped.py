@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import mmap
+import os
 
 from fastfs import _native
 from fastfs.scrub.cache import WINDOW
@@ -50,14 +51,16 @@ class Mapped:
     @property
     def intact(self) -> bool:
         """What was seen in the window was the file."""
-        return self._guard is not None and not self._guard.spoilt
+        # Behind the end of a file that was truncated within its last page there are zeroes, and no fault.
+        return self._guard is not None and not self._guard.spoilt and os.fstat(self._fd).st_size >= self._size
 
     def close(self) -> None:
         """May be repeated."""
         if self._guard is not None:
             self._guard.close()
             self._guard = None
-        if self._memory is not None:
-            self._memory.close()
-            self._memory = None
+        memory, self._memory = self._memory, None
+        if memory is not None:
+            with contextlib.suppress(BufferError):  # the traceback of an interrupt has a view still: it goes with that
+                memory.close()
         self._begin = -1

@@ -224,9 +224,10 @@ class Repair:
             )
         reason = finding.detail or status.value
         if status in (Status.WRONG_FILE, Status.STALE_RECORD):
+            move = "'fastfs scrub --quarantine'" if status is Status.WRONG_FILE else "a copy and 'fastfs rm'"
             reason += (
                 "; it may be all that there is of another image, so it is not overwritten; "
-                "'fastfs scrub --quarantine' moves it away, then the good copy can be stored"
+                f"{move} moves it away, then the good copy can be stored"
             )
         raise StorageError(
             f"{url} cannot be repaired: {reason}", path=f"{self.path}/{self.image_id}", image_id=self.image_id
