@@ -24,6 +24,11 @@ def names(directory: Path) -> list[str]:
     return sorted(found - {f".fastfs-{name}.rec" for name in found})
 
 
+def os_threads() -> set[str]:
+    """Ids of all of this process; one that was joined may still be listed for a moment, so look for new ones only."""
+    return set(os.listdir("/proc/self/task"))
+
+
 def our_threads() -> list[str]:
     """Names of the library's threads."""
     return [thread.name for thread in threading.enumerate() if thread.name.startswith("fastfs")]

@@ -809,10 +809,8 @@ def unread(fd: int) -> int:
 def test_a_signal_in_the_middle_leaves_nothing(store: Path, tmp_path: Path, signum: int, code: int) -> None:
     before = contents(store)
     with slow_ingest(store, tmp_path / "fifo", stderr=subprocess.PIPE) as process:
-        started = time.monotonic()
         process.send_signal(signum)
         out, err = process.communicate(timeout=DEADLINE)
-        assert time.monotonic() - started < 5
     assert process.returncode == code, err
     assert out == b""
     assert b"Traceback" not in err

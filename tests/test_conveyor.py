@@ -7,6 +7,7 @@ import threading
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 
+import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -52,7 +53,8 @@ def test_each_piece_once(sizes: Sequence[int | None], jobs: int, packs: int, bun
         assert len(task) <= (conveyor.PACK * bundle if all(small) else bundle)
 
 
-def test_the_longest_first() -> None:
+def test_the_longest_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(conveyor, "PATIENCE", 60)
     tasks, _ = run_conveyor([BIG, 3 * BIG, 2 * BIG, None, 5 * BIG], 2, 1)
     assert tasks == [[3], [4], [1], [2], [0]]
 
@@ -62,7 +64,8 @@ def test_with_one_job_the_order_is_kept() -> None:
     assert tasks == [[0], [1], [2], [3]]
 
 
-def test_small_ones_are_packed() -> None:
+def test_small_ones_are_packed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(conveyor, "PATIENCE", 60)
     tasks, _ = run_conveyor([100] * 1000, 2, 2)
     assert len(tasks) < 60
     assert max(map(len, tasks)) == conveyor.PACK

@@ -6,7 +6,6 @@ from __future__ import annotations
 import hashlib
 import os
 import threading
-import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -14,6 +13,7 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from leftovers import os_threads, settled
 
 import fastfs
 from fastfs import Store, _native, hashing
@@ -120,7 +120,7 @@ def test_beside_hashlib(kernel: str) -> None:
 
 def test_streams_that_are_given_up() -> None:
     """Whatever their neighbours do, the others come to their end; nothing is left."""
-    before = threading.active_count(), _os_threads()
+    python, before = threading.active_count(), os_threads()
     data = noise(1_000_000)
 
     def one(number: int) -> bool:
@@ -138,17 +138,8 @@ def test_streams_that_are_given_up() -> None:
     with ThreadPoolExecutor(12) as pool:
         assert all(pool.map(one, range(90)))
     assert _native.engine_counters()["live"] == 0
-    assert (threading.active_count(), _os_threads(before[1])) == before
-
-
-def _os_threads(expected: int | None = None) -> int:
-    """Threads of this process; one that was joined may still be listed for a moment."""
-    deadline = time.monotonic() + 10
-    while True:
-        count = len(os.listdir("/proc/self/task"))
-        if expected is None or count == expected or time.monotonic() > deadline:
-            return count
-        time.sleep(0.01)
+    assert threading.active_count() == python
+    assert settled(lambda: os_threads() - before, set()) == set()
 
 
 def test_a_hasher_that_raises_beside_the_engine() -> None:

@@ -25,7 +25,7 @@ import pytest
 from leftovers import descriptors, names, our_threads, settled
 
 import fastfs
-from fastfs import Item, Outcome, Store, StoreConfig, sidecar
+from fastfs import Item, Outcome, Store, StoreConfig, conveyor, sidecar
 from fastfs.ingest import remote
 from fastfs.sources import SMALL
 
@@ -295,8 +295,9 @@ def test_a_task_that_breaks(store: Store, monkeypatch: pytest.MonkeyPatch) -> No
     assert errors_of(store.add_many([("a", b"x"), ("b", content(0, BIG))], executor=Postal())) == ["", ""]
 
 
-def test_bundles(store: Store, tmp_path: Path) -> None:
+def test_bundles(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Several large images a task, so that a worker's lanes are full; fewer at the end, so that all end together."""
+    monkeypatch.setattr(conveyor, "PATIENCE", 60)  # as much is read before the first bundle on any machine
     (path,) = files(tmp_path / "sources", [BIG])
     executor = Postal()
     items = [Item(str(n), path, BIG) for n in range(300)]
@@ -306,7 +307,8 @@ def test_bundles(store: Store, tmp_path: Path) -> None:
     assert sizes[-1] == 1
 
 
-def test_small_ones_are_bundled_more(store: Store) -> None:
+def test_small_ones_are_bundled_more(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(conveyor, "PATIENCE", 60)
     executor = Postal()
     assert errors_of(store.add_many([(str(n), b"x") for n in range(2000)], executor=executor, jobs=2)) == [""] * 2000
     assert len(executor.tasks) < 40

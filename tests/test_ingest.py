@@ -588,7 +588,7 @@ def test_closing_half_way(store: Store, images: Path) -> None:
                 break
     assert our_threads() == []
     assert told <= set(names(images))
-    assert taken < 20 + conveyor.AHEAD + 20
+    assert taken < 20 + conveyor.AHEAD + conveyor.PACK
     before = names(images)
     for name in before:
         assert (images / name).read_bytes() == content(int(name), 100 if int(name) % 3 else BIG)

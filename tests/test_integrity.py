@@ -436,8 +436,9 @@ def test_goes_on_after_sigkill(mode: Any, store: Store, images: Path) -> None:
     rest = [finding.image_id for finding in scrub]
     assert len(done) < 12, "it was killed too late"
     assert not set(done) & set(rest)
-    assert len(done) + len(rest) == 12
-    assert (scrub.summary.resumed, scrub.summary.complete) == (len(done), True)
+    unheard = 12 - len(done) - len(rest)  # found clean and noted, but killed before it could be told
+    assert unheard in (0, 1)
+    assert (scrub.summary.resumed, scrub.summary.complete) == (len(done) + unheard, True)
     # That pass is over.
     assert len(list(store.scrub(mode=mode))) == 12
 

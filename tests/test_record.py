@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from xxhash import xxh3_128_digest
 
@@ -114,6 +114,7 @@ def test_layout() -> None:
     assert stamp[48:] == xxh3_128_digest(stamp[:48])
 
 
+@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(st.data())
 def test_every_bit_is_protected(data: st.DataObject) -> None:
     one = made(data.draw(st.sampled_from([0, 1, 3 * BLOCK, 300 * BLOCK])))
@@ -132,6 +133,7 @@ def test_every_bit_is_protected(data: st.DataObject) -> None:
             record.Table(Memory(bytes(broken))).check()
 
 
+@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(st.data())
 def test_a_record_of_another_length_is_damaged(data: st.DataObject) -> None:
     packed = record.pack(made(), bytes(64))
@@ -179,6 +181,7 @@ def test_stamps_do_not_touch_the_rest() -> None:
     assert repr(record.stamp_in(memory.data)) == repr(stamp)
 
 
+@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(st.lists(st.integers(0, 3 * BLOCK), max_size=8), st.sampled_from([BLOCK, BLOCK + 4096]))
 def test_recorder(pieces: list[int], block_size: int) -> None:
     """However the bytes come, the digests are those of the blocks."""
@@ -294,6 +297,7 @@ def test_long_ids(length: int, store: Store, images: Path) -> None:
     assert store.sweep() == [str(images / hidden)]
 
 
+@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(st.text(st.characters(exclude_characters="/\0", exclude_categories=["Cs"]), min_size=1, max_size=60))
 def test_names_do_not_collide(name: str) -> None:
     for other in (f"{name}.rec", f".fastfs-{name}", f"{name}.part", name + "x"):
@@ -487,15 +491,14 @@ def test_reading(chunk_size: int, timeout: int, tmp_path: Path) -> None:
             assert reader.read() == b""
 
 
-@given(st.lists(st.tuples(st.sampled_from(["next", "read", "readinto"]), st.integers(0, 3 * BLOCK)), max_size=12))
-def test_reading_in_turns(steps: list[tuple[str, int]]) -> None:
+@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(steps=st.lists(st.tuples(st.sampled_from(["next", "read", "readinto"]), st.integers(0, 3 * BLOCK)), max_size=12))
+def test_reading_in_turns(steps: list[tuple[str, int]], tmp_path_factory: pytest.TempPathFactory) -> None:
     """Whatever is called after whatever, the bytes come in order."""
     data = content(6 * BLOCK + 3)
-    with Store(datadir="/dev/shm/fastfs-test-turns", durability="none", record_block_size=BLOCK) as store:
-        try:
-            url = store.add("image", data).url
-        except fastfs.Duplicate:
-            url = store.find("image")
+    directory = tmp_path_factory.mktemp("turns")
+    with Store(datadir=str(directory), durability="none", record_block_size=BLOCK) as store:
+        url = store.add("image", data).url
         got = b""
         with store.get(url, verify=True)[0] as reader:
             for step, size in steps:
@@ -511,7 +514,7 @@ def test_reading_in_turns(steps: list[tuple[str, int]]) -> None:
                 assert got == data[: len(got)]
             if not reader.closed:
                 assert got + reader.read() == data
-    shutil.rmtree("/dev/shm/fastfs-test-turns")
+    shutil.rmtree(directory)
 
 
 @pytest.mark.parametrize("block", range(4))

@@ -21,7 +21,6 @@ import subprocess
 import tarfile
 import tempfile
 import threading
-import time
 import tracemalloc
 import zipfile
 from collections.abc import Callable, Iterable, Iterator
@@ -33,6 +32,7 @@ from typing import Any, NamedTuple
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from leftovers import os_threads, settled
 
 import fastfs
 from fastfs import AddResult, Store, hashing, publish, sources
@@ -71,12 +71,11 @@ class Footprint(NamedTuple):
 
     entries: list[str]
     descriptors: int
-    threads: int
 
     @classmethod
     def of(cls, directory: Path) -> Footprint:
         entries = sorted(str(path) for path in directory.rglob("*"))
-        return cls(entries, len(os.listdir("/proc/self/fd")), len(os.listdir("/proc/self/task")))
+        return cls(entries, len(os.listdir("/proc/self/fd")))
 
 
 @pytest.fixture
@@ -106,12 +105,10 @@ WAYS = pytest.mark.parametrize("store", ["nameless", "hidden"], indirect=True)
 def unchanged(store: Store, images: Path) -> Iterator[None]:
     """Fails the test if it leaves a file, a descriptor or a thread behind."""
     store.add("neighbour", content(CHUNK))
-    before = Footprint.of(images)
+    before, threads = Footprint.of(images), os_threads()
     yield
-    ends = time.monotonic() + 30
-    while Footprint.of(images) != before and time.monotonic() < ends:
-        time.sleep(0.01)  # a thread that was joined is not yet gone for the kernel
-    assert Footprint.of(images) == before
+    assert settled(lambda: Footprint.of(images), before) == before
+    assert settled(lambda: os_threads() - threads, set()) == set()
 
 
 # Sources that behave, by name. Each gets the bytes that it shall deliver and a directory for its files.

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -69,10 +70,25 @@ def test_a_store_that_cannot_be_made(tmp_path: Path) -> None:
     assert our_threads() == []
 
 
+class Hang:
+    """An operation whose time counts from when it hangs, however late its thread is."""
+
+    def __init__(self) -> None:
+        self.begun = 0
+
+    def since(self) -> int:
+        return self.begun
+
+    def __call__(self, gate: threading.Event) -> bool:
+        self.begun = time.monotonic_ns()
+        return gate.wait(60)
+
+
 def test_what_hangs_is_not_waited_for() -> None:
-    guard, gate, ended = Guard(0.05, 4, 100), threading.Event(), []
+    guard, gate, ended, hang = Guard(0.05, 4, 100), threading.Event(), [], Hang()
     with pytest.raises(fastfs.TimeoutError):
-        guard.call("hanging", lambda: ended.append(gate.wait(60)))
+        guard.call("hanging", lambda: ended.append(hang(gate)), busy_since=hang.since)
+    guard.timeout = 60
     assert guard.call("quick", int, "7") == 7
     guard.close()
     assert ended == []
@@ -102,9 +118,9 @@ def test_what_works_for_others_is_not_waited_for() -> None:
 
 def test_of_use_after_close_while_something_hangs() -> None:
     """What the hanging thread is told when it wakes up must not end one that was started later."""
-    guard, gate = Guard(0.5, 2, 100), threading.Event()
+    guard, gate, hang = Guard(0.05, 2, 100), threading.Event(), Hang()
     with pytest.raises(fastfs.TimeoutError):
-        guard.call("hanging", gate.wait, 60)
+        guard.call("hanging", hang, gate, busy_since=hang.since)
     guard.close()
     guard.timeout = 60
     for text in ("1", "2", "3"):
@@ -115,13 +131,13 @@ def test_of_use_after_close_while_something_hangs() -> None:
 
 def test_an_error_of_the_clean_up(caplog: pytest.LogCaptureFixture) -> None:
     """The thread and its place are of use again."""
-    guard, gate = Guard(0.05, 1, 100), threading.Event()
+    guard, gate, hang = Guard(0.05, 1, 100), threading.Event(), Hang()
 
     def undo(result: object) -> None:
         raise OSError("cannot close")
 
     with pytest.raises(fastfs.TimeoutError):
-        guard.call("hanging", gate.wait, 60, undo=undo)
+        guard.call("hanging", hang, gate, busy_since=hang.since, undo=undo)
     gate.set()
     guard.timeout = 60
     assert guard.call("quick", int, "7") == 7

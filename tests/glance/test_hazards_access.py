@@ -50,7 +50,7 @@ def hanging(monkeypatch: pytest.MonkeyPatch, released: threading.Event, target: 
 
 def impatient(executor: TimeoutExecutor) -> None:
     """From now on everything hangs.  What does not has a long limit, or it would fail on a busy machine."""
-    executor.guard.timeout = 0.2
+    executor.guard.timeout = 1
 
 
 def patient(executor: TimeoutExecutor) -> None:
@@ -245,7 +245,7 @@ def test_e1_delete_that_timed_out_does_not_happen(make: Any, where: Any, monkeyp
 
 @LIMITS
 def test_e2_hung_threads_count(caplog: pytest.LogCaptureFixture) -> None:
-    executor = TimeoutExecutor(0.1, 2, 75)
+    executor = TimeoutExecutor(1, 2, 75)
     release = threading.Event()
     try:
         for _ in range(2):

@@ -254,7 +254,7 @@ def test_timeout_option(make_server: MakeServer) -> None:
 def test_timeout_in_forked_workers(make_server: MakeServer, tmp_path: Path, server_name: str) -> None:
     options = {
         "filesystem_store_datadirs": [f"{tmp_path / 'first'}:2", f"{tmp_path / 'second'}:1"],
-        "filesystem_store_timeout": 2,
+        "filesystem_store_timeout": 30,
     }
     server = make_server(server=server_name, stores={"fast": options}, load_before_fork=True)
     _cycle(ImageApi(server.url), payload(MIB), tmp_path / "first")
