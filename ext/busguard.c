@@ -91,8 +91,8 @@ static void missing(int signal, siginfo_t *info, void *context)
     struct guard *g = info->si_code > 0 ? guard_of(address, &end) : NULL; /* not one that somebody sent */
     if (g != NULL) {
         uintptr_t begin = address / page * page;
-        void *zeroes = mmap((void *)begin, end - begin, PROT_READ, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED | MAP_NORESERVE, -1, 0);
-        if (zeroes != MAP_FAILED) {
+        int flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED | MAP_NORESERVE;
+        if (mmap((void *)begin, end - begin, PROT_READ, flags, -1, 0) != MAP_FAILED) {
             atomic_store(&g->spoilt, true);
             errno = err;
             return;
@@ -123,15 +123,12 @@ static int install(void)
     static pthread_once_t once = PTHREAD_ONCE_INIT;
     pthread_once(&once, prepare);
     struct sigaction now;
-    int err = 0;
     pthread_mutex_lock(&installing);
-    if (sigaction(SIGBUS, NULL, &now) != 0)
-        err = -errno;
-    else if (now.sa_flags & SA_SIGINFO && now.sa_sigaction == missing)
-        err = 0;
-    else if (installed)
+    int err = sigaction(SIGBUS, NULL, &now) == 0 ? 0 : -errno;
+    bool there = err == 0 && now.sa_flags & SA_SIGINFO && now.sa_sigaction == missing;
+    if (err == 0 && !there && installed)
         err = -EAGAIN;
-    else {
+    else if (err == 0 && !there) {
         struct sigaction ours = { .sa_sigaction = missing, .sa_flags = SA_SIGINFO | SA_ONSTACK };
         sigemptyset(&ours.sa_mask);
         before = now;

@@ -9,13 +9,11 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/queue.h>
-#include <time.h>
 
 #include "cores.h"
 #include "ways.h"
 
 enum {
-    LANES_MAX = WAYS_LANES,
     /* Bytes a stream moves on in one step: short enough for late arrivals to join soon, long enough for the
      * 1 us that a step costs besides.  Alone, nobody is kept waiting by a longer one. */
     STEP = 16 * 1024,
@@ -31,7 +29,7 @@ TAILQ_HEAD(strands, strand);
 /* Streams that can share lanes. */
 struct class {
     struct ways *ways;
-    bool together[LANES_MAX + 1]; /* a pair: with so many streams it is better than two strands */
+    bool together[WAYS_LANES + 1]; /* a pair: with so many streams it is better than two strands */
     unsigned decided_for;         /* on so many processors */
 
     struct strands ready; /* strands with bytes to hash that nobody works on, the oldest block first */
@@ -163,7 +161,7 @@ static struct class *class_of(const struct ways *k)
 /* The number of processors has changed, or a class has been measured.  Lock held. */
 static void decide_together(struct class *k, unsigned cores)
 {
-    for (unsigned n = 1; n <= LANES_MAX; n++)
+    for (unsigned n = 1; n <= WAYS_LANES; n++)
         k->together[n] = ways_better_together(k->ways, n, cores < 16 ? cores : 16);
     k->decided_for = cores;
 }
@@ -173,7 +171,7 @@ static bool together(struct class *k)
 {
     if (k->decided_for != engine.cores)
         decide_together(k, engine.cores);
-    unsigned n = (unsigned)(engine.stats.live < LANES_MAX ? engine.stats.live : LANES_MAX);
+    unsigned n = (unsigned)(engine.stats.live < WAYS_LANES ? engine.stats.live : WAYS_LANES);
     return k->together[n];
 }
 
@@ -196,7 +194,7 @@ static unsigned parties(const struct class *k, unsigned n)
 /* Are as many strands ready as make good lanes?  The others of the class will come: their owners read and write. */
 static bool worth_while(const struct class *k)
 {
-    unsigned n = k->strands < LANES_MAX ? k->strands : LANES_MAX;
+    unsigned n = k->strands < WAYS_LANES ? k->strands : WAYS_LANES;
     return 2 * k->waiting >= k->ways->take[n];
 }
 
@@ -317,9 +315,9 @@ static void into_tail(struct task *task, size_t most)
 /* One step of `n` strands of a class.  No lock held. */
 static void step(const struct ways *k, const struct way *w, struct task *task, unsigned n)
 {
-    union hash_state *first[LANES_MAX], *second[LANES_MAX];
-    const unsigned char *data[LANES_MAX];
-    struct task *in[LANES_MAX];
+    union hash_state *first[WAYS_LANES], *second[WAYS_LANES];
+    const unsigned char *data[WAYS_LANES];
+    struct task *in[WAYS_LANES];
     unsigned filled = 0;
     size_t most = w->width > 1 ? STEP : STEP_ALONE;
     for (unsigned i = 0; i < n; i++) {
@@ -359,12 +357,12 @@ static bool work(void)
     struct class *k = wants_work(0);
     if (k == NULL)
         return false;
-    struct task task[LANES_MAX];
+    struct task task[WAYS_LANES];
     unsigned live = k->waiting + k->running, among = parties(k, live);
     unsigned n = (live + among - 1) / among;
     if (n > k->waiting)
         n = k->waiting;
-    n = k->ways->take[n < LANES_MAX ? n : LANES_MAX];
+    n = k->ways->take[n < WAYS_LANES ? n : WAYS_LANES];
     const struct way *w = ways_best(k->ways, n);
     uint64_t before = 0;
     for (unsigned i = 0; i < n; i++) {

@@ -35,6 +35,7 @@ from typing import Any
 
 import pytest
 from leftovers import impatient
+from leftovers import names as visible
 
 import fastfs
 from fastfs import Store, _native
@@ -74,12 +75,6 @@ def read(store: Store, location: Any) -> bytes:
 
 def content(length: int) -> bytes:
     return hashlib.shake_128(b"%d" % length).digest(length)
-
-
-def visible(directory: Path) -> list[str]:
-    """What is in a directory, but for the records of images that are there."""
-    names = {path.name for path in directory.iterdir()}
-    return sorted(names - {f".fastfs-{name}.rec" for name in names})
 
 
 def descriptors() -> int:

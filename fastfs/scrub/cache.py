@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import mmap
 import os
+from functools import cached_property
 
 from fastfs import _native
 
@@ -31,9 +32,6 @@ class Guest:
         #: For windows that are being read or come next: a byte a page, odd if it was there before; None: all were.
         self._before: dict[int, bytearray | None] = {}
         self._window = -1
-        self._all: bool | None = None
-        # mincore(2) tells owners and those who may write; to others every page is there.
-        self._told = os.fstat(fd).st_uid == os.geteuid() or os.access(f"/proc/self/fd/{fd}", os.W_OK)
 
     def reading(self, offset: int) -> None:
         """The next read begins at `offset` and ends within the window of that, `window_end`."""
@@ -42,7 +40,7 @@ class Guest:
             return
         for old in [number for number in self._before if number < window]:
             self._drop(old)
-        self._window, self._all = window, None
+        self._window = window
         self._look(window)
         self._look(window + 1)
 
@@ -52,14 +50,13 @@ class Guest:
 
     def resident(self) -> bool:
         """All of the window that is being read is known to have been in the cache when it was begun."""
-        if not self._told:
-            return False
         pages = self._before.get(self._window)
-        if pages is None:
-            return False
-        if self._all is None:
-            self._all = 0 not in pages
-        return self._all
+        return pages is not None and 0 not in pages and self._told
+
+    @cached_property
+    def _told(self) -> bool:
+        # mincore(2) tells owners and those who may write; to others every page is there.
+        return os.fstat(self._fd).st_uid == os.geteuid() or os.access(f"/proc/self/fd/{self._fd}", os.W_OK)
 
     def done(self) -> None:
         """Nothing more is read."""

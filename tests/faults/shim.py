@@ -101,7 +101,7 @@ def cc(default: str = "cc") -> list[str]:
     return shlex.split(os.environ.get("CC", default))
 
 
-def library() -> Path:
+def shared_object() -> Path:
     """The path of the library, built if it is not yet."""
     source = HERE / "preload.c"
     path = BUILD / f"preload-{hashlib.sha256(source.read_bytes()).hexdigest()[:16]}.so"
@@ -117,7 +117,7 @@ def library() -> Path:
 def environment() -> dict[str, str]:
     """The environment of a process that runs under the library."""
     others = os.environ.get("LD_PRELOAD", "")
-    return {**os.environ, "LD_PRELOAD": f"{library()}:{others}".rstrip(":"), "FAULTS_LOADED": "1"}
+    return {**os.environ, "LD_PRELOAD": f"{shared_object()}:{others}".rstrip(":"), "FAULTS_LOADED": "1"}
 
 
 def reexec() -> None:

@@ -41,7 +41,7 @@ def defined(library: Path) -> set[str]:
 def test_the_extension_calls_nothing_that_is_not_seen() -> None:
     used = {name for name in undefined(_native.__file__) if IO.match(name)} - APART
     assert "fsync" in used
-    assert used - {"syscall"} <= defined(shim.library()), "wrap these in preload.c"
+    assert used - {"syscall"} <= defined(shim.shared_object()), "wrap these in preload.c"
     sources = (shim.HERE.parent.parent / "ext").glob("**/*.[ch]")
     raw = {path.name: re.findall(r"\bsyscall\((\w+)", path.read_text()) for path in sources}
     assert {name: calls for name, calls in raw.items() if calls} == RAW

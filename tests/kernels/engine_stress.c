@@ -140,7 +140,7 @@ int main(int argc, char **argv)
         ways_measure(ways_of(c));
     split_everywhere((unsigned)atoi(argv[4]));
     unsigned one_thread = splits;
-    for (unsigned n = 1; n <= LANES_MAX; n++)
+    for (unsigned n = 1; n <= WAYS_LANES; n++)
         force(n, n % APART == 1);
     pthread_t *t = calloc(threads, sizeof *t);
     for (unsigned i = 0; i < threads; i++)

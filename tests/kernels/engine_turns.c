@@ -35,7 +35,7 @@ int main(void)
     small = begin(pair, 2);
     struct class *k = class_of(ways_beside_md5(HASH_SHA512));
     k->decided_for = engine.cores;
-    for (unsigned n = 1; n <= LANES_MAX; n++) {
+    for (unsigned n = 1; n <= WAYS_LANES; n++) {
         k->together[n] = true;
         k->ways->take[n] = (unsigned char)n; /* as if every lane more made it faster */
     }
