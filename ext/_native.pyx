@@ -86,6 +86,9 @@ cdef extern from "pump.h" nogil:
         PUMP_SOURCE
         PUMP_DIGEST
     ctypedef struct pump_t "struct pump":
+        digests *engine
+        digests *others
+        bint alone
         int fd
         bint hold
         bint early
@@ -118,10 +121,12 @@ cdef extern from "pump.h" nogil:
     int pump_advance(pump_t *p, size_t n)
     int pump_flush(pump_t *p)
     int pump_take(pump_t *p, const void *data, size_t length, uint64_t *ticket)
-    int pump_read(pump_t *p, source_t *s, uint64_t budget)
     int pump_resume(pump_t *p)
     int pump_finish(pump_t *p)
     bint pump_is_zero(const void *data, size_t n)
+
+cdef extern from "crew.h" nogil:
+    int crew_read(pump_t *p, source_t *s, uint64_t budget)
 
 cdef extern from "fsops.h" nogil:
     ctypedef struct object_t "struct fsops_object":
@@ -273,6 +278,8 @@ cdef class Pump:
     :param helpers: bound on helper threads for the hashlib-like; -1 leaves it to the number of idle processors.
     :param cache: ``"keep"``, or ``"drop"`` the pages of source and target, or write ``"direct"`` (O_DIRECT).
     :param early: let the kernel begin to write to the disk while the stream runs (sync_file_range(2)).
+    :param alone: every system call on source and target is made by the thread that calls; otherwise, while many streams
+        copy regular files, a thread may do it for several.
 
     One thread at a time may use it, except for `cancel` and `busy_since`.
     """
@@ -288,11 +295,12 @@ cdef class Pump:
     cdef pid_t pid
 
     def __cinit__(self, int fd, hashers, *, bint thin=False, int helpers=-1, str cache not None="keep",
-                  bint early=False):
+                  bint early=False, bint alone=False):
         cdef void *ctx[CHAINS_MAX]
         cdef hash_algorithm algorithms[ENGINE_DIGESTS]
         cdef unsigned n = 0
         cdef EngineDigest one
+        cdef digests *others = NULL
         hashers = list(hashers)
         self.engine_digests = [h for h in hashers if isinstance(h, EngineDigest)]
         self.updates = tuple([h.update for h in hashers if not isinstance(h, EngineDigest)])
@@ -318,7 +326,7 @@ cdef class Pump:
             for update in self.updates:
                 ctx[n] = <void *>update
                 n += 1
-            self.digests = chains_new(n, update_hash, ctx, PUMP_DEPTH, helpers)
+            others = self.digests = chains_new(n, update_hash, ctx, PUMP_DEPTH, helpers)
             if self.digests != NULL and self.engine != NULL:
                 self.digests = tee_new(self.engine, self.digests)
             elif self.digests == NULL and self.engine != NULL:
@@ -328,6 +336,9 @@ cdef class Pump:
         # An aligned ring for O_DIRECT; otherwise one of sixteen offsets, see Ring.
         pump_init(&self.pump, fd, self.ring.memory + (0 if cache == "direct" else self.ring.skew), self.digests, thin)
         self.pump.early = early
+        self.pump.engine = self.engine
+        self.pump.others = others
+        self.pump.alone = alone
         self.uncached = cache != "keep"
         pump_set_cache(&self.pump, PUMP_DIRECT if cache == "direct" else PUMP_DROP if self.uncached else PUMP_KEEP)
 
@@ -409,7 +420,7 @@ cdef class Pump:
         self.pump.hold = hold
         while True:
             with nogil:
-                err = pump_read(&self.pump, &s, b)
+                err = crew_read(&self.pump, &s, b)
             if err == -EINTR and self.pump.side == PUMP_SOURCE:
                 PyErr_CheckSignals()
                 continue

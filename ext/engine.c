@@ -132,12 +132,14 @@ void engine_start(void)
 
 const char *engine_select(const char *name)
 {
+    engine_start();
     const char *why = ways_select(name);
     if (why != NULL)
         return why;
-    engine_start();
+    pthread_mutex_lock(&engine.lock);
     for (unsigned c = 0; c < WAYS_CLASSES; c++)
         engine.class[c].decided_for = 0;
+    pthread_mutex_unlock(&engine.lock);
     return NULL;
 }
 
@@ -485,6 +487,13 @@ static int engine_post(struct digests *d, const void *data, size_t len, uint64_t
     struct stream *s = (struct stream *)d;
     pthread_mutex_lock(&engine.lock);
     uint64_t t = s->posted + 1;
+    if (len == 0 && lowest(s) == s->posted) { /* nothing to wait for, and nobody is needed */
+        *ticket = s->posted = t;
+        for (unsigned i = 0; i < s->n; i++)
+            s->strand[i].next++;
+        pthread_mutex_unlock(&engine.lock);
+        return 0;
+    }
     if (t > s->depth)
         wait_locked(s, t - s->depth);
     s->block[t % s->depth] = (struct block){ data, len };
@@ -635,6 +644,58 @@ unsigned engine_digest(struct digests *d, unsigned i, unsigned char out[ENGINE_D
         return hash_final(a, ways_kernels(), &state, t->tail, t->tail_len, t->total, out);
     }
     return 0;
+}
+
+/* The class in which all digests of the stream would advance together. */
+static struct class *common_class(const struct stream *s)
+{
+    if (s->n == 1)
+        return s->strand[0].class;
+    const struct ways *second = s->strand[s->n - 1].class->ways;
+    if (s->n == 2 && s->strand[0].class == class_of(ways_alone(HASH_MD5)) && ways_beside_md5(second->second)->count > 0)
+        return class_of(ways_beside_md5(second->second));
+    return NULL;
+}
+
+const struct ways *engine_ways(struct digests *d)
+{
+    const struct class *k = common_class((const struct stream *)d);
+    return k != NULL ? k->ways : NULL;
+}
+
+union hash_state *engine_lend(struct digests *d)
+{
+    struct stream *s = (struct stream *)d;
+    struct strand *t = &s->strand[0];
+    pthread_mutex_lock(&engine.lock);
+    bool idle = lowest(s) == s->posted;
+    for (unsigned i = 0; i < s->n; i++)
+        idle = idle && s->strand[i].tail_len == 0;
+    if (idle && s->n == 2) { /* a pair again, as before it was split */
+        struct class *pair = common_class(s);
+        t->state[1] = s->strand[1].state[0];
+        s->strand[1].class->strands--;
+        t->class->strands--;
+        t->class = pair;
+        t->class->strands++;
+        s->n = 1;
+    }
+    pthread_mutex_unlock(&engine.lock);
+    return idle ? t->state : NULL;
+}
+
+void engine_moved(struct digests *d, size_t len)
+{
+    struct stream *s = (struct stream *)d;
+    s->strand[0].total += len;
+}
+
+void engine_load(unsigned *streams, unsigned *cores)
+{
+    pthread_mutex_lock(&engine.lock);
+    *streams = (unsigned)engine.stats.live;
+    *cores = engine.cores;
+    pthread_mutex_unlock(&engine.lock);
 }
 
 void engine_count(uint64_t steps, uint64_t lanes, uint64_t bytes)

@@ -44,6 +44,19 @@ struct digests *engine_new(const enum hash_algorithm *algorithms, unsigned n, un
  * posted after the first such call; it may be repeated. */
 unsigned engine_digest(struct digests *d, unsigned i, unsigned char out[ENGINE_DIGEST_SIZE]);
 
+/* A caller that has more than one stream at hand may move them on by itself.  The ways to do that for this one; NULL: its
+ * digests cannot advance together. */
+const struct ways *engine_ways(struct digests *d);
+
+/* Of a stream that has such ways the state [2], to be moved on by whole units while nothing is posted; NULL: something is queued, or a part of a unit. */
+union hash_state *engine_lend(struct digests *d);
+
+/* It was moved on by so many bytes. */
+void engine_moved(struct digests *d, size_t len);
+
+/* How many streams there are, and processors for them. */
+void engine_load(unsigned *streams, unsigned *cores);
+
 /* What the engine has done since the process began (a forked child begins anew). */
 struct engine_stats {
     uint64_t streams; /* that were made */

@@ -11,6 +11,8 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "engine.h"
+
 static const unsigned char zeroes[PUMP_BLOCK] __attribute__((aligned(PUMP_PAGE)));
 
 bool pump_is_zero(const void *data, size_t n)
@@ -157,10 +159,23 @@ void pump_init(struct pump *p, int fd, unsigned char *ring, struct digests *dige
     p->thin = thin;
 }
 
+/* What the engine has hashed already it is not given again. */
+static int post(struct pump *p, const unsigned char *data, size_t len, uint64_t *ticket)
+{
+    size_t hashed = p->hashed;
+    if (hashed == 0)
+        return p->digests->ops->post(p->digests, data, len, ticket);
+    p->hashed = 0;
+    engine_moved(p->engine, hashed);
+    int err = p->engine->ops->post(p->engine, data + hashed, len - hashed, ticket);
+    int other = p->others != NULL ? p->others->ops->post(p->others, data, len, ticket) : 0;
+    return err ? err : other;
+}
+
 /* Hash and write `len` bytes that belong at `at`; hashing goes on after this returns. */
 static int dispatch(struct pump *p, const unsigned char *data, size_t len, uint64_t at, uint64_t *ticket)
 {
-    int err = p->digests->ops->post(p->digests, data, len, ticket);
+    int err = post(p, data, len, ticket);
     p->last = *ticket;
     if (err)
         return fail(p, PUMP_DIGEST, err);
@@ -183,6 +198,11 @@ int pump_resume(struct pump *p)
     return err;
 }
 
+unsigned char *pump_open_block(const struct pump *p)
+{
+    return p->ring + (size_t)p->slot * PUMP_BLOCK;
+}
+
 unsigned char *pump_room(struct pump *p, size_t *room, int *err)
 {
     if (p->fill == 0) {
@@ -193,14 +213,14 @@ unsigned char *pump_room(struct pump *p, size_t *room, int *err)
         }
     }
     *room = PUMP_BLOCK - p->fill;
-    return p->ring + (size_t)p->slot * PUMP_BLOCK + p->fill;
+    return pump_open_block(p) + p->fill;
 }
 
 int pump_flush(struct pump *p)
 {
     if (p->fill == 0)
         return 0;
-    const unsigned char *data = p->ring + (size_t)p->slot * PUMP_BLOCK;
+    const unsigned char *data = pump_open_block(p);
     size_t len = p->fill;
     uint64_t *ticket = &p->ticket[p->slot];
     p->slot = (p->slot + 1) % PUMP_BLOCKS;
@@ -334,11 +354,41 @@ int pump_read(struct pump *p, struct pump_source *s, uint64_t budget)
     return 0;
 }
 
+ssize_t pump_fill_ready(struct pump *p, struct pump_source *s, size_t most, bool in_memory)
+{
+    if (atomic_load(&p->cancelled))
+        return fail(p, PUMP_SOURCE, -ECANCELED);
+    if (p->fill == 0 && p->digests->ops->done(p->digests) < p->ticket[p->slot])
+        return -EBUSY;
+    if (most > PUMP_BLOCK - p->fill)
+        most = PUMP_BLOCK - p->fill;
+    if (most > s->limit)
+        most = (size_t)s->limit;
+    struct iovec piece = { pump_open_block(p) + p->fill, most };
+    ssize_t n = preadv2(s->fd, &piece, 1, (off_t)s->offset, in_memory ? 0 : RWF_NOWAIT);
+    if (n < 0) {
+        if (errno == EOPNOTSUPP || errno == EINVAL || errno == ENOSYS)
+            p->alone = true;
+        return -EAGAIN;
+    }
+    p->fill += (size_t)n;
+    p->size += (uint64_t)n;
+    s->offset += n;
+    s->limit -= (uint64_t)n;
+    return n;
+}
+
+int pump_wait(struct pump *p)
+{
+    int err = p->digests->ops->wait(p->digests, p->last);
+    return err ? fail(p, PUMP_DIGEST, err) : 0;
+}
+
 int pump_finish(struct pump *p)
 {
     int err = pump_flush(p);
-    if (err == 0 && (err = p->digests->ops->wait(p->digests, p->last)) != 0)
-        p->side = PUMP_DIGEST;
+    if (err == 0)
+        err = pump_wait(p);
     while (err == 0 && p->fd >= 0 && p->hole_at_end) {
         if (atomic_load(&p->cancelled))
             return fail(p, PUMP_TARGET, -ECANCELED);

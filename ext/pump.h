@@ -14,6 +14,7 @@
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
+#include <sys/types.h>
 
 #include "digests.h"
 
@@ -42,6 +43,9 @@ enum pump_side { PUMP_NOBODY, PUMP_SOURCE, PUMP_TARGET, PUMP_DIGEST };
 
 struct pump {
     struct digests *digests; /* not owned */
+    struct digests *engine;  /* the part of them that is the engine's, or NULL; see crew.h */
+    struct digests *others;  /* the other part, or NULL; of no interest without the one before */
+    bool alone;              /* takes no part in a crew */
     int fd;                  /* target, not owned; -1 hashes only */
     bool thin;               /* leave holes for pages of zeroes */
     bool hold;               /* let the caller see the open block, and call pump_flush, before it goes */
@@ -57,6 +61,7 @@ struct pump {
     unsigned char *ring;     /* PUMP_RING bytes, page aligned, not owned */
     unsigned slot;           /* the open block */
     size_t fill;             /* bytes in it */
+    size_t hashed;           /* of these, by the engine, without its queue */
     uint64_t ticket[PUMP_BLOCKS]; /* what must be done before a slot is used again */
     uint64_t last;           /* the ticket posted last */
 
@@ -100,6 +105,17 @@ int pump_flush(struct pump *p);
 /* Take `len` bytes at `data` without copying them.  They must stay as they are until the digests are
  * done with `*ticket`. */
 int pump_take(struct pump *p, const void *data, size_t len, uint64_t *ticket);
+
+/* The open block. */
+unsigned char *pump_open_block(const struct pump *p);
+
+/* Read up to `most` bytes into the open block if that means no waiting (`in_memory`: it never does).  Returns how many; 0
+ * at the end or the limit.  -EAGAIN: pump_read will have to wait, or meet an error.  -EBUSY: so has pump_room.
+ * -ECANCELED.  The block may be full now: hash it, then pump_flush. */
+ssize_t pump_fill_ready(struct pump *p, struct pump_source *s, size_t most, bool in_memory);
+
+/* Everything posted is hashed. */
+int pump_wait(struct pump *p);
 
 /* Move bytes from `s` until `budget` bytes are read, the limit is reached or the source ends.
  * Returns 1: there may be more; 0: the source ended or the limit is reached; -errno. */

@@ -56,8 +56,10 @@ const char *ways_select(const char *name)
     const struct hash_kernels *found = hash_select(name, &why);
     if (found == NULL)
         return why;
-    kernels = found;
-    list_ways();
+    if (found != kernels) { /* otherwise somebody may be hashing with them already */
+        kernels = found;
+        list_ways();
+    }
     return NULL;
 }
 
@@ -147,8 +149,8 @@ static double now(void)
     return (double)t.tv_sec * 1e9 + (double)t.tv_nsec;
 }
 
-/* The least time of seven: what disturbs a measurement only makes it longer. */
-static double cost_of(const struct ways *k, const struct way *w, const unsigned char *memory)
+/* ns that hashing so many bytes of each stream takes, once. */
+static double time_of(const struct ways *k, const struct way *w, const unsigned char *memory)
 {
     alignas(64) union hash_state state[2][WAYS_LANES];
     union hash_state *first[WAYS_LANES], *second[WAYS_LANES];
@@ -160,16 +162,25 @@ static double cost_of(const struct ways *k, const struct way *w, const unsigned 
         hash_init(k->second, second[i]);
         data[i] = memory + i * (MEASURE + 256);
     }
-    size_t units = MEASURE / k->unit;
-    double best = 1e18;
-    for (int round = 0; round < 8; round++) { /* the first one warms up */
-        double begin = now();
-        ways_advance(k, w, first, second, data, units, w->width);
-        double took = now() - begin;
-        if (round > 0 && took < best)
-            best = took;
-    }
-    return (best + 1) / (double)units;
+    double begin = now();
+    ways_advance(k, w, first, second, data, MEASURE / k->unit, w->width);
+    return now() - begin + 1;
+}
+
+/* The least time of seven: what disturbs a measurement only makes it longer.  In turns, so that a disturbance meets all
+ * of them. */
+static void measure_costs(struct ways *k)
+{
+    unsigned char *memory = calloc(WAYS_LANES, MEASURE + 256);
+    for (int round = 0; round < 8; round++) /* the first one warms up */
+        for (unsigned i = 0; i < k->count; i++) {
+            struct way *w = &k->way[i];
+            /* Without memory to measure in what is widest is best. */
+            double cost = w->apart ? 0 : memory != NULL ? time_of(k, w, memory) / (MEASURE / k->unit) : 1;
+            if (round <= 1 || cost < w->cost)
+                w->cost = cost;
+        }
+    free(memory);
 }
 
 /* ns for a unit of each of `n` streams, which the way has lanes for. */
@@ -189,11 +200,7 @@ static void measure(struct ways *k)
 {
     pthread_mutex_lock(&measuring);
     if (!atomic_load(&k->measured) && k->count > 0) {
-        unsigned char *memory = calloc(WAYS_LANES, MEASURE + 256);
-        for (unsigned i = 0; i < k->count; i++) /* without memory to measure in: what is widest is best */
-            if (!k->way[i].apart)
-                k->way[i].cost = memory != NULL ? cost_of(k, &k->way[i], memory) : 1;
-        free(memory);
+        measure_costs(k);
         k->rate[0] = 0;
         for (unsigned n = 1; n <= WAYS_LANES; n++) {
             /* As many as before, unless one more makes it faster. */

@@ -36,6 +36,7 @@ class Pump:
         helpers: int = -1,
         cache: str = "keep",
         early: bool = False,
+        alone: bool = False,
     ) -> Pump: ...
     @property
     def size(self) -> int: ...

@@ -108,6 +108,8 @@ class Upload:
             thin=self.config.thin_provisioning,
             cache=self.config.cache,
             early=self.config.durability != "none",
+            # A thread that is given up because its target hangs must not hold anybody else's.
+            alone=bool(self.config.timeout),
         )
 
     def receive(self, source: Source) -> int:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The engine in a program of its own, where every access can be watched: engine_stress.c."""
+"""The engine and the crew in programs of their own, where every access can be watched: engine_stress.c, crew_stress.c."""
 
 from __future__ import annotations
 
@@ -24,14 +24,24 @@ def program(
     scratch: Path, objects: list[Path], options: list[str], text: str | None = None, main: str = "engine_stress.c"
 ) -> Path:
     """The engine instrumented; the kernels, which share nothing, as they are."""
+    changed = {"engine.c": text or (EXT / "engine.c").read_text()}
+    return build(scratch, objects, options, main, ["ways", "objects", "cores"], changed)
+
+
+def build(
+    scratch: Path, objects: list[Path], options: list[str], main: str, parts: list[str], changed: dict[str, str]
+) -> Path:
+    """`main` with parts of the extension, some of them, or what it includes, as given in `changed`."""
     compiler = shutil.which(os.environ.get("CC", "gcc").split()[-1])
     if compiler is None:
         pytest.skip("there is no gcc")
-    (scratch / "engine.c").write_text(text or (EXT / "engine.c").read_text())
+    for name, text in changed.items():
+        (scratch / name).write_text(text)
     (scratch / "stress.c").write_text((HERE / main).read_text())
-    sources = [scratch / "stress.c", EXT / "ways.c", EXT / "objects.c", EXT / "cores.c"]
+    places = [(scratch if f"{part}.c" in changed else EXT) / f"{part}.c" for part in parts]
     target = scratch / "stress"
-    command = [compiler, *COMMON, *options, f"-I{scratch}", *map(str, [*sources, *objects]), "-o", str(target)]
+    sources = [scratch / "stress.c", *places, *objects]
+    command = [compiler, *COMMON, *options, f"-I{scratch}", *map(str, sources), "-o", str(target)]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode and re.search("cannot find .*(tsan|asan|ubsan)", done.stderr):
         pytest.skip("the compiler has no sanitizers")
@@ -49,6 +59,14 @@ def stress(target: Path, *arguments: object) -> subprocess.CompletedProcess[str]
         env=environment,
         timeout=120,
     )
+
+
+def is_faulty(target: Path, *arguments: object) -> bool:
+    try:
+        done = stress(target, *arguments)
+    except subprocess.TimeoutExpired:
+        return True
+    return done.returncode in (66, -signal.SIGSEGV) or "wrong:" in done.stdout
 
 
 @pytest.mark.parametrize("sanitizer", SANITIZERS)
@@ -109,5 +127,58 @@ def test_a_seeded_fault_is_found(seed: str, objects: list[Path], tmp_path: Path)
     text = (EXT / "engine.c").read_text()
     assert text.count(good) == 1, "engine.c has changed: seed the fault anew"
     target = program(tmp_path, objects, SANITIZERS[sanitizer], text.replace(good, bad))
-    results = (stress(target, 12, 25, turn, 7) for turn in range(1, 9))
-    assert any(done.returncode in (66, -signal.SIGSEGV) or "wrong:" in done.stdout for done in results), "not found"
+    assert any(is_faulty(target, 12, 25, turn, 7) for turn in range(1, 9)), "not found"
+
+
+CREW = ["engine", "pump", "fsops", "tee", "chains", "ways", "objects", "cores"]
+
+
+def crew(scratch: Path, objects: list[Path], sanitizer: str, file: str = "", good: str = "", bad: str = "") -> Path:
+    """crew_stress.c with a crew that streams join whether it pays or not."""
+    changed = {"crew.c": (EXT / "crew.c").read_text()}
+    if file:
+        changed[file] = (EXT / file).read_text()
+        assert changed[file].count(good) == 1, f"{file} has changed: seed the fault anew"
+        changed[file] = changed[file].replace(good, bad)
+    assert ">= 1.3 *" in changed["crew.c"], "crew.c has changed: say anew that joining always pays"
+    changed["crew.c"] = changed["crew.c"].replace(">= 1.3 *", ">= 0 *")
+    return build(scratch, objects, SANITIZERS[sanitizer], "crew_stress.c", CREW, changed)
+
+
+@pytest.mark.parametrize("sanitizer", SANITIZERS)
+def test_a_crew_of_many_threads(sanitizer: str, driver: Driver, objects: list[Path], tmp_path: Path) -> None:
+    target = crew(tmp_path, objects, sanitizer)
+    for name in driver.names:
+        if driver.take(name) is not None:
+            continue
+        for threads, streams in ((9, 10), (40, 6)):
+            done = stress(target, tmp_path, threads, streams, threads, name)
+            assert done.returncode == 0, done.stdout[-5000:]
+            assert f"kernel {name}" in done.stdout
+    if name.startswith("avx"):
+        assert float(done.stdout.split("lanes ")[1].split()[0]) > 1.2, "nobody shared lanes"
+
+
+CREW_SEEDS = {
+    "a stream is driven by two": (
+        "thread",
+        "crew.c",
+        "    TAILQ_REMOVE(&c->waiting, r, link);\n    r->waits = false;\n",
+        "    TAILQ_REMOVE(&c->waiting, r, link);\n",
+    ),
+    "a part of a unit counts as hashed": ("address", "crew.c", "        len -= len % k->unit;\n", ""),
+    "what is hashed is hashed again": ("address", "pump.c", "data + hashed, len - hashed, ticket", "data, len, ticket"),
+    "a block that a digest needs is filled anew": (
+        "address",
+        "pump.c",
+        "    if (p->fill == 0 && p->digests->ops->done(p->digests) < p->ticket[p->slot])\n        return -EBUSY;\n",
+        "",
+    ),
+}
+
+
+@pytest.mark.parametrize("seed", CREW_SEEDS)
+def test_a_fault_seeded_in_the_crew_is_found(seed: str, objects: list[Path], tmp_path: Path) -> None:
+    sanitizer, file, good, bad = CREW_SEEDS[seed]
+    target = crew(tmp_path, objects, sanitizer, file, good, bad)
+    assert any(is_faulty(target, tmp_path, 30, 8, turn) for turn in range(1, 9)), "not found"

@@ -1,0 +1,22 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * Many pumps that copy regular files at once: one thread does it for several.
+ *
+ * A pump that hashes its blocks through the engine's queue has them read by one processor and hashed by another, and its
+ * owner wakes up for each.  When more files are on their way than there are processors, their owners join a crew instead:
+ * as many of them as there are processors drive, the others sleep.  Who drives reads a piece of each of his streams, hashes
+ * all of them in lanes while they are in his processor's own cache, writes the blocks that are full, and goes on; streams
+ * join and leave between rounds.  A driver whose own stream is done hands over to another owner.
+ *
+ * Nobody is kept waiting by somebody else's device: only what is in the page cache is read, and only targets that take a
+ * block at once are written; a stream that is not ready goes on by itself, its owner calling as if there were no crew.
+ */
+#ifndef FASTFS_CREW_H
+#define FASTFS_CREW_H
+
+#include "pump.h"
+
+/* As pump_read, which it calls for all that a crew does not do. */
+int crew_read(struct pump *p, struct pump_source *s, uint64_t budget);
+
+#endif

@@ -1,0 +1,167 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * crew_stress DIRECTORY THREADS STREAMS SEED [KERNEL]: many threads copy regular files of random lengths, in calls of random
+ * length, some with a digest that is not the engine's, some without a target, some given up or cancelled on the way.
+ * Compares every digest with objects_once's and every copy with its source.  Prints the counters; ends with 1 if something
+ * is wrong or nobody joined a crew.  For ThreadSanitizer and AddressSanitizer.
+ */
+#define _GNU_SOURCE
+#include "chains.h"
+#include "cores.h"
+#include "engine.h"
+#include "objects.h"
+#include "tee.h"
+#include "ways.h"
+
+#include <stdatomic.h>
+
+static atomic_uint rounds, lanes;
+static void counted(unsigned n)
+{
+    rounds++;
+    lanes += n;
+}
+#define ways_advance(k, w, first, second, data, units, n) \
+    (counted(n), ways_advance(k, w, first, second, data, units, n))
+#include "crew.c"
+
+#include <fcntl.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+enum { DATA = 6 << 20, SETS = 6, DEPTH = PUMP_DEPTH };
+
+static unsigned char data[DATA];
+static const char *directory;
+static unsigned streams;
+static atomic_uint wrong, whole, given_up;
+
+static const enum hash_algorithm sets[SETS][3] = {
+    { HASH_MD5, HASH_SHA512 }, { HASH_MD5, HASH_SHA512 }, { HASH_MD5, HASH_SHA256 },
+    { HASH_MD5 },              { HASH_SHA256 },           { HASH_SHA256, HASH_MD5, HASH_SHA1 },
+};
+static const unsigned counts[SETS] = { 2, 2, 2, 1, 1, 3 };
+
+/* A digest of another kind: where the bytes lie matters. */
+struct sum {
+    uint64_t sum, bytes;
+};
+
+static int add_up(void *ctx, const void *bytes, size_t len)
+{
+    struct sum *s = ctx;
+    for (size_t i = 0; i < len; i += 61, s->bytes += 61)
+        s->sum = s->sum * 31 + ((const unsigned char *)bytes)[i];
+    s->bytes += len;
+    return 0;
+}
+
+static int nameless(void)
+{
+    int fd = open(directory, O_TMPFILE | O_RDWR, 0600);
+    if (fd < 0)
+        abort();
+    return fd;
+}
+
+static void compare(unsigned set, struct digests *engine, const struct sum *sum, bool tee, int fd, const unsigned char *from,
+                    size_t len)
+{
+    unsigned char ours[ENGINE_DIGESTS][ENGINE_DIGEST_SIZE] = { { 0 } }, right[ENGINE_DIGESTS][ENGINE_DIGEST_SIZE] = { { 0 } };
+    for (unsigned i = 0; i < counts[set]; i++)
+        engine_digest(engine, i, ours[i]);
+    objects_once(sets[set], counts[set], from, len, right);
+    struct sum expected = { 0, 0 };
+    for (size_t at = 0; at < len; at += PUMP_BLOCK)
+        add_up(&expected, from + at, len - at < PUMP_BLOCK ? len - at : PUMP_BLOCK);
+    unsigned char *copy = malloc(len + 1);
+    bool good = memcmp(ours, right, sizeof ours) == 0 && (!tee || memcmp(sum, &expected, sizeof expected) == 0);
+    if (fd >= 0)
+        good = good && pread(fd, copy, len + 1, 0) == (ssize_t)len && memcmp(copy, from, len) == 0;
+    free(copy);
+    whole++;
+    if (!good) {
+        fprintf(stderr, "wrong: set %u, %zu bytes\n", set, len);
+        wrong++;
+    }
+}
+
+static void one_stream(unsigned *seed, unsigned char *ring)
+{
+    unsigned set = rand_r(seed) % 2 == 0 ? 0 : (unsigned)rand_r(seed) % SETS;
+    bool tee = rand_r(seed) % 2, target = rand_r(seed) % 3 > 0;
+    size_t len = (size_t)rand_r(seed) % (rand_r(seed) % 3 == 0 ? DATA : 1 << 20), start = (size_t)rand_r(seed) % (DATA - len);
+    int in = nameless(), out = target ? nameless() : -1;
+    if (write(in, data + start, len) != (ssize_t)len)
+        abort();
+    struct sum sum = { 0, 0 };
+    void *ctx[] = { &sum };
+    struct digests *engine = engine_new(sets[set], counts[set], DEPTH);
+    struct digests *others = tee ? chains_new(1, add_up, ctx, DEPTH, 0) : NULL;
+    struct digests *all_of_them = tee ? tee_new(engine, others) : engine;
+    struct pump p;
+    pump_init(&p, out, ring, all_of_them, false);
+    p.engine = engine;
+    p.others = others;
+    struct pump_source s = { .fd = in, .offset = 0, .limit = len, .wait_ms = -1 };
+    bool quit = rand_r(seed) % 16 == 0, cancel = rand_r(seed) % 16 == 0;
+    int err = 1;
+    while (err == 1 && !(quit && p.size > len / 2)) {
+        if (cancel && p.size > len / 2)
+            atomic_store(&p.cancelled, true);
+        err = crew_read(&p, &s, rand_r(seed) % 8 == 0 ? 1 + (uint64_t)rand_r(seed) % 300000 : 4 << 20);
+    }
+    if (err == 0 && (err = pump_finish(&p)) == 0 && p.size == len)
+        compare(set, engine, &sum, tee, out, data + start, len);
+    else if (quit || err == -ECANCELED)
+        given_up++;
+    else
+        wrong++;
+    all_of_them->ops->free(all_of_them);
+    close(in);
+    if (out >= 0)
+        close(out);
+}
+
+static void *thread(void *arg)
+{
+    unsigned seed = (unsigned)(size_t)arg;
+    unsigned char *ring = aligned_alloc(PUMP_PAGE, PUMP_RING);
+    for (unsigned i = 0; i < streams; i++)
+        one_stream(&seed, ring);
+    free(ring);
+    return NULL;
+}
+
+int main(int argc, char **argv)
+{
+    if (argc < 5)
+        return 2;
+    directory = argv[1];
+    unsigned threads = (unsigned)atoi(argv[2]), seed = (unsigned)atoi(argv[4]);
+    streams = (unsigned)atoi(argv[3]);
+    cores_limit(2);
+    const char *why = engine_select(argc > 5 ? argv[5] : NULL);
+    if (why != NULL) {
+        fprintf(stderr, "%s\n", why);
+        return 3;
+    }
+    for (size_t i = 0; i < DATA; i++)
+        data[i] = (unsigned char)rand_r(&seed);
+    pthread_t *t = calloc(threads, sizeof *t);
+    for (unsigned i = 0; i < threads; i++)
+        pthread_create(&t[i], NULL, thread, (void *)(size_t)(seed + i));
+    for (unsigned i = 0; i < threads; i++)
+        pthread_join(t[i], NULL);
+    free(t);
+    unsigned left = 0;
+    for (unsigned c = 0; c < WAYS_CLASSES; c++)
+        left += all.crew[c].rides + all.crew[c].drivers;
+    struct engine_stats stats;
+    engine_stats(&stats);
+    printf("kernel %s whole %u given_up %u wrong %u left %u live %llu lanes %.2f of %u rounds\n", engine_kernels(), whole,
+           given_up, wrong, left, (unsigned long long)stats.live, rounds ? (double)lanes / rounds : 0, rounds);
+    return wrong != 0 || left != 0 || stats.live != 0 || rounds == 0;
+}
