@@ -125,6 +125,15 @@ cdef extern from "pump.h" nogil:
     int pump_finish(pump_t *p)
     bint pump_is_zero(const void *data, size_t n)
 
+cdef extern from "blocks.h" nogil:
+    ctypedef struct blocks_t "struct blocks_result":
+        const unsigned char *table
+        size_t len
+        const unsigned char *rest
+        size_t rest_len
+    digests *blocks_new(size_t block_size)
+    int blocks_finish(digests *d, blocks_t *r)
+
 cdef extern from "crew.h" nogil:
     int crew_read(pump_t *p, source_t *s, uint64_t budget)
 
@@ -268,12 +277,41 @@ cdef class EngineDigest:
 
 @cython.no_gc_clear  # helper threads use `updates` and `held` until __dealloc__ has ended them
 @cython.final
+cdef class BlockDigests:
+    """XXH3 of 128 bits of each block of one stream, for a `Pump`.
+
+    :param block_size: bytes of a block, more than 240; the last one may be shorter.
+    :raises ValueError: a block of so few bytes.
+    """
+
+    cdef readonly size_t block_size
+    cdef bint taken
+    cdef tuple result
+
+    def __cinit__(self, size_t block_size):
+        if block_size <= 240:
+            raise ValueError("a block has more than 240 bytes")
+        self.block_size = block_size
+
+    def digests(self):
+        """The digests, 16 bytes each, one after the other, and the bytes of a last block of 240 bytes or fewer, whose
+        digest is not among them.
+
+        :raises RuntimeError: the pump has not finished.
+        """
+        if self.result is None:
+            raise RuntimeError("the stream has not ended")
+        return self.result
+
+
+@cython.final
 cdef class Pump:
     """One stream's chunk-copy loop: hash and write what comes in.
 
     :param fd: the target, opened for writing and empty; -1 only hashes.  Not closed here.
-    :param hashers: up to four fresh `EngineDigest`, and up to four hashlib-like objects, whose ``update`` is
-        called with a memoryview that is only valid during the call, from any thread, for one block at a time.
+    :param hashers: up to four fresh `EngineDigest`, a fresh `BlockDigests`, and up to four hashlib-like objects, whose
+        ``update`` is called with a memoryview that is only valid during the call, from any thread, for one block at a
+        time.
     :param thin: leave holes for pages (4096 bytes) of zeroes.
     :param helpers: bound on helper threads for the hashlib-like; -1 leaves it to the number of idle processors.
     :param cache: ``"keep"``, or ``"drop"`` the pages of source and target, or write ``"direct"`` (O_DIRECT).
@@ -287,9 +325,11 @@ cdef class Pump:
     cdef pump_t pump
     cdef digests *digests
     cdef digests *engine  # a part of `digests`, or NULL
+    cdef digests *blocks  # the same
     cdef Ring ring
     cdef bint uncached
     cdef list engine_digests
+    cdef BlockDigests block_digests
     cdef tuple updates  # the hashers' bound `update` methods; the C core points at them
     cdef list held      # [(ticket, bytes, length)]: pieces that are hashed without being copied
     cdef pid_t pid
@@ -298,13 +338,14 @@ cdef class Pump:
                   bint early=False, bint alone=False):
         cdef void *ctx[CHAINS_MAX]
         cdef hash_algorithm algorithms[ENGINE_DIGESTS]
-        cdef unsigned n = 0
+        cdef unsigned n = 0, updates = 0
         cdef EngineDigest one
-        cdef digests *others = NULL
+        cdef digests *others
         hashers = list(hashers)
         self.engine_digests = [h for h in hashers if isinstance(h, EngineDigest)]
-        self.updates = tuple([h.update for h in hashers if not isinstance(h, EngineDigest)])
-        if len(self.updates) > CHAINS_MAX or len(self.engine_digests) > ENGINE_DIGESTS:
+        blocks = [h for h in hashers if isinstance(h, BlockDigests)]
+        self.updates = tuple([h.update for h in hashers if not isinstance(h, (EngineDigest, BlockDigests))])
+        if len(self.updates) > CHAINS_MAX or len(self.engine_digests) > ENGINE_DIGESTS or len(blocks) > 1:
             raise ValueError("too many hashers")
         for one in self.engine_digests:
             if one.taken:
@@ -315,24 +356,22 @@ cdef class Pump:
         self.held = []
         self.pid = getpid()
         self.ring = take_ring()
+        for self.block_digests in blocks:
+            if self.block_digests.taken:
+                raise ValueError("a digest is of one stream only")
+            self.block_digests.taken = True
+            self.blocks = blocks_new(self.block_digests.block_size)
+            self.take(self.blocks)
+        if self.updates or (n == 0 and not blocks):
+            for update in self.updates:
+                ctx[updates] = <void *>update
+                updates += 1
+            self.take(chains_new(updates, update_hash, ctx, PUMP_DEPTH, helpers))
+        others = self.digests
         if n > 0:
             with nogil:
                 self.engine = engine_new(algorithms, n, PUMP_DEPTH)
-            if self.engine == NULL:
-                raise MemoryError()
-        self.digests = self.engine
-        if n == 0 or self.updates:
-            n = 0
-            for update in self.updates:
-                ctx[n] = <void *>update
-                n += 1
-            others = self.digests = chains_new(n, update_hash, ctx, PUMP_DEPTH, helpers)
-            if self.digests != NULL and self.engine != NULL:
-                self.digests = tee_new(self.engine, self.digests)
-            elif self.digests == NULL and self.engine != NULL:
-                self.engine.ops.free(self.engine)
-        if self.digests == NULL:
-            raise MemoryError()
+            self.take(self.engine)
         # An aligned ring for O_DIRECT; otherwise one of sixteen offsets, see Ring.
         pump_init(&self.pump, fd, self.ring.memory + (0 if cache == "direct" else self.ring.skew), self.digests, thin)
         self.pump.early = early
@@ -352,6 +391,16 @@ cdef class Pump:
         if self.ring is not None and self.ring.exports == 0 and spare_rings is not None:
             if len(spare_rings) < SPARE_RINGS_MAX:
                 spare_rings.append(self.ring)
+
+    cdef int take(self, digests *part) except -1:
+        """Make `part` one of `digests`, with which it is freed."""
+        if part != NULL and self.digests != NULL:
+            part = tee_new(self.digests, part)  # or frees both
+            self.digests = NULL
+        if part == NULL:
+            raise MemoryError()
+        self.digests = part
+        return 0
 
     cdef int alive(self) except -1:
         if self.digests == NULL:
@@ -550,6 +599,7 @@ cdef class Pump:
         cdef unsigned n, i = 0
         cdef unsigned char out[ENGINE_DIGEST_SIZE]
         cdef EngineDigest one
+        cdef blocks_t found
         self.alive()
         with nogil:
             err = pump_finish(&self.pump)
@@ -558,6 +608,9 @@ cdef class Pump:
             n = engine_digest(self.engine, i, out)
             one.result = (<char *>out)[:n]
             i += 1
+        if self.block_digests is not None:
+            self.check(blocks_finish(self.blocks, &found))
+            self.block_digests.result = ((<char *>found.table)[:found.len], (<char *>found.rest)[:found.rest_len])
         return self.pump.size
 
 

@@ -220,12 +220,15 @@ int pump_flush(struct pump *p)
 {
     if (p->fill == 0)
         return 0;
-    const unsigned char *data = pump_open_block(p);
     size_t len = p->fill;
-    uint64_t *ticket = &p->ticket[p->slot];
-    p->slot = (p->slot + 1) % PUMP_BLOCKS;
+    unsigned slot = p->slot;
+    p->slot = (slot + 1) % PUMP_BLOCKS;
     p->fill = 0;
-    return dispatch(p, data, len, p->size - len, ticket);
+    int err = dispatch(p, p->ring + (size_t)slot * PUMP_BLOCK, len, p->size - len, &p->ticket[slot]);
+    /* A block that nobody needs any more is filled again while it is in the cache. */
+    if (err == 0 && p->digests->ops->done(p->digests) >= p->ticket[slot])
+        p->slot = slot;
+    return err;
 }
 
 int pump_advance(struct pump *p, size_t n)

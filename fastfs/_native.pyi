@@ -26,11 +26,18 @@ class EngineDigest:
     def hexdigest(self) -> str: ...
 
 @final
+class BlockDigests:
+    def __new__(cls, block_size: int) -> BlockDigests: ...
+    @property
+    def block_size(self) -> int: ...
+    def digests(self) -> tuple[bytes, bytes]: ...
+
+@final
 class Pump:
     def __new__(
         cls,
         fd: int,
-        hashers: Iterable[_Hasher | EngineDigest],
+        hashers: Iterable[_Hasher | EngineDigest | BlockDigests],
         *,
         thin: bool = False,
         helpers: int = -1,

@@ -19,6 +19,8 @@ from typing import TYPE_CHECKING, Protocol
 
 from xxhash import xxh3_128, xxh3_128_digest
 
+from fastfs import _native
+
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer
 
@@ -140,16 +142,32 @@ class Stamp:
 
 
 class Recorder:
-    """Makes the block digests of a stream; an object for the pump like one of hashlib.
+    """Makes the block digests of a stream.
 
-    A call costs 1 us beside the hashing, 60 GB/s: of a block of 256 KiB 1.5 % of what md5 takes.
+    :ivar hasher: what a `fastfs._native.Pump` feeds: C code, 25 GB/s at the least and without the GIL, so that any
+        thread of the extension can do it on the way; where that has no kernels, the xxhash package.
     """
+
+    hasher: _native.BlockDigests | PlainBlocks
+
+    def __init__(self, block_size: int) -> None:
+        self.block_size = block_size
+        self.hasher = _native.BlockDigests(block_size) if _native.kernel() else PlainBlocks(block_size)
+
+    def finish(self) -> bytes:
+        """The pump has finished: the digests of all blocks, one after the other."""
+        table, rest = self.hasher.digests()
+        return table + xxh3_128_digest(rest) if rest else table
+
+
+class PlainBlocks:
+    """The digests of blocks by the xxhash package; an object for the pump like one of hashlib."""
 
     name = "blocks"
 
     def __init__(self, block_size: int) -> None:
         self.block_size = block_size
-        self.digests = bytearray()
+        self._table = bytearray()
         self._hash = xxh3_128()
         self._left = block_size
 
@@ -158,21 +176,23 @@ class Recorder:
         view = memoryview(data)
         while view.nbytes >= self._left:
             self._hash.update(view[: self._left])
-            self.digests += self._hash.digest()
-            self._hash.reset()
+            self._complete()
             view = view[self._left :]
             self._left = self.block_size
         if view.nbytes:
             self._hash.update(view)
             self._left -= view.nbytes
 
-    def finish(self) -> bytes:
-        """No more comes: the digests of all blocks, one after the other."""
+    def _complete(self) -> None:
+        self._table += self._hash.digest()
+        self._hash.reset()
+
+    def digests(self) -> tuple[bytes, bytes]:
+        """As those of `fastfs._native.BlockDigests`; there is never a rest."""
         if self._left < self.block_size:
-            self.digests += self._hash.digest()
-            self._hash.reset()
+            self._complete()
             self._left = self.block_size
-        return bytes(self.digests)
+        return bytes(self._table), b""
 
 
 def pack_small(

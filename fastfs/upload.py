@@ -99,7 +99,7 @@ class Upload:
             self._clone_from = source.cloneable
         self._call("choosing a data directory", self._open_draft, size)
         assert self.draft is not None
-        hashers: list[Any] = [*self.hashers, self.recorder] if self.recorder is not None else [*self.hashers]
+        hashers: list[Any] = [*self.hashers, *([self.recorder.hasher] if self.recorder is not None else [])]
         self.pump = _native.Pump(
             -1 if self.cloned else self.draft.fd,
             hashers,

@@ -14,6 +14,8 @@ import shutil
 import socket
 import stat
 import struct
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -25,7 +27,7 @@ from hypothesis import strategies as st
 from xxhash import xxh3_128_digest
 
 import fastfs
-from fastfs import IntegrityError, Store, Unverifiable, publish, record, sidecar
+from fastfs import IntegrityError, Store, Unverifiable, _native, publish, record, sidecar
 from fastfs.config import Records
 from fastfs.datadirs import DataDir
 
@@ -182,16 +184,69 @@ def test_stamps_do_not_touch_the_rest() -> None:
 
 
 @settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
-@given(st.lists(st.integers(0, 3 * BLOCK), max_size=8), st.sampled_from([BLOCK, BLOCK + 4096]))
-def test_recorder(pieces: list[int], block_size: int) -> None:
-    """However the bytes come, the digests are those of the blocks."""
+@given(
+    st.lists(st.integers(0, 300) | st.integers(0, 3 * BLOCK), max_size=8),
+    st.sampled_from([241, 300, 1024, BLOCK, BLOCK + 4096]),
+    st.booleans(),
+)
+def test_recorder(pieces: list[int], block_size: int, plain: bool) -> None:
+    """However the bytes come, the digests are those of the blocks; the extension's and the xxhash package's."""
     recorder, data = record.Recorder(block_size), b""
+    if plain:
+        recorder.hasher = record.PlainBlocks(block_size)
+    pump = _native.Pump(-1, [recorder.hasher])
     for number, length in enumerate(pieces):
         piece = content(length, number)
-        recorder.update(memoryview(piece) if number % 2 else piece)
+        pump.feed(memoryview(piece) if number % 2 else piece)
+        if number % 3 == 0:
+            pump.flush()
         data += piece
+    pump.finish()
     want = [xxh3_128_digest(data[at : at + block_size]) for at in range(0, len(data), block_size)]
     assert recorder.finish() == b"".join(want)
+
+
+@pytest.mark.parametrize("kernel", _native.kernels())
+def test_block_digests_of_every_kernel(kernel: str) -> None:
+    """All lengths about the ends of stripes (64 bytes), of their blocks (1024) and of what is too short (240)."""
+    program = f"""
+from fastfs import _native
+from xxhash import xxh3_128_digest
+try:
+    _native.select_kernel({kernel!r})
+except ValueError:
+    print("cannot run here")
+    raise SystemExit
+data = bytes(i * 7 + i // 251 & 255 for i in range(9000))
+for length in [*range(200, 400), *range(960, 1100), *range(2000, 2120), 8192, 9000]:
+    for piece in (length, 1, 63, 64, 100, 1024):
+        blocks = _native.BlockDigests(1 << 16)
+        pump = _native.Pump(-1, [blocks])
+        for at in range(0, length, piece):
+            pump.feed(data[at : min(at + piece, length)])
+            pump.flush()
+        pump.finish()
+        table, rest = blocks.digests()
+        assert table == (xxh3_128_digest(data[:length]) if length > 240 else b""), (length, piece)
+        assert rest == (data[:length] if length <= 240 else b"")
+print("equal")
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    if done.stdout == "cannot run here\n":
+        pytest.skip(f"this processor cannot run {kernel}")
+    assert done.stdout == "equal\n"
+
+
+def test_block_digests_are_asked_too_early_or_twice() -> None:
+    blocks = _native.BlockDigests(1 << 16)
+    with pytest.raises(RuntimeError, match="has not ended"):
+        blocks.digests()
+    with pytest.raises(ValueError, match="more than 240"):
+        _native.BlockDigests(240)
+    _native.Pump(-1, [blocks])
+    with pytest.raises(ValueError, match="one stream only"):
+        _native.Pump(-1, [blocks])
 
 
 # Where it lies.

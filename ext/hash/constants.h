@@ -61,11 +61,16 @@
 #define SHA1_K(round) \
     ((round) < 20 ? 0x5a827999u : (round) < 40 ? 0x6ed9eba1u : (round) < 60 ? 0x8f1bbcdcu : 0xca62c1d6u)
 
+/* XXH3 (xxh3.h): the first prime of 32 bits, and where the key of what is the last begins in the secret. */
+#define XXH3_PRIME32_1 0x9e3779b1u
+#define XXH3_LAST_SECRET 128
+
 #pragma GCC visibility push(hidden)
 extern const uint32_t hash_md5_k[64];
 extern const uint32_t hash_md5_k_of_word[64]; /* the same, each round in the order of the words it goes with */
 extern const uint32_t hash_sha256_k[64];
 extern const uint64_t hash_sha512_k[80];
+extern const unsigned char hash_xxh3_secret[192];
 #pragma GCC visibility pop
 
 #endif

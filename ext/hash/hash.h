@@ -42,6 +42,10 @@ typedef void hash_lanes_fn(union hash_state *const *s, const unsigned char *cons
 typedef void hash_pair_lanes_fn(union hash_state *const *md5, union hash_state *const *sha,
                                 const unsigned char *const *data, size_t units);
 
+/* Stripes of XXH3 (xxh3.h), the first one being number `at` of its block of 16. */
+enum { XXH3_STRIPE = 64 /* bytes */, XXH3_STRIPES = 16 };
+typedef void hash_xxh3_fn(uint64_t acc[8], const unsigned char *data, size_t stripes, unsigned at);
+
 /* `from`: with at least so many live streams this beats the narrower ways (scalar included), idle lanes and
  * all; above `width`: it never does on the processors measured, and is here to be proven and measured. */
 struct hash_lanes {
@@ -61,6 +65,7 @@ struct hash_kernels {
     hash_pair_fn *pair[HASH_ALGORITHMS];                               /* beside md5; NULL where there is none */
     struct hash_lanes lanes[HASH_ALGORITHMS][HASH_WIDTHS + 1];         /* ascending, ended by width 0 */
     struct hash_pair_lanes pair_lanes[HASH_ALGORITHMS][HASH_WIDTHS + 1];
+    hash_xxh3_fn *xxh3;
 };
 
 /* The kernels for this machine, or those that `name` demands.  NULL with *why set to a sentence: no such

@@ -49,10 +49,14 @@
 #define MD5_BYTES 16
 #define CHAINS 2
 #include "pair_lanes.h"
+#define FUNCTION xxh3
+#define BYTES 16
+#include "xxh3_stripes.h"
 
 void hash_enter_portable(struct hash_kernels *k, unsigned features)
 {
     (void)features;
+    k->xxh3 = xxh3;
     k->one[HASH_MD5] = md5_one;
     k->one[HASH_SHA1] = sha1_one;
     k->one[HASH_SHA256] = sha256_one;

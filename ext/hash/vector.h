@@ -16,6 +16,11 @@
 
 #include <stdint.h>
 #include <string.h>
+#if defined(__x86_64__)
+#include <emmintrin.h>
+#elif defined(__aarch64__)
+#include <arm_neon.h>
+#endif
 
 #define INLINE static inline __attribute__((always_inline, unused))
 #define PASTE_(a, b) a##b
@@ -119,6 +124,22 @@ INLINE unsigned lane_of(unsigned i, unsigned bytes)
     unsigned half = bytes / 8;
     return i % half / 2 * 4 + i / half * 2 + i % 2;
 }
+
+/* The two words of each pair changed over. */
+#define SWAPPED_16(a) SHUFFLE(64, 16, a, a, 1, 0)
+#define SWAPPED_32(a) SHUFFLE(64, 32, a, a, 1, 0, 3, 2)
+#define SWAPPED_64(a) SHUFFLE(64, 64, a, a, 1, 0, 3, 2, 5, 4, 7, 6)
+
+/* The lower half of each word times its upper half: one instruction, which the compilers do not find. */
+#if defined(__x86_64__)
+#define PRODUCT_16(a) ((v64_16)_mm_mul_epu32((__m128i)(a), (__m128i)((a) >> 32)))
+#define PRODUCT_32(a) ((v64_32)_mm256_mul_epu32((__m256i)(a), (__m256i)((a) >> 32)))
+#define PRODUCT_64(a) ((v64_64)_mm512_mul_epu32((__m512i)(a), (__m512i)((a) >> 32)))
+#elif defined(__aarch64__)
+#define PRODUCT_16(a) ((v64_16)vmull_u32(vmovn_u64((uint64x2_t)(a)), vshrn_n_u64((uint64x2_t)(a), 32)))
+#else
+#define PRODUCT_16(a) (((a) & 0xffffffff) * ((a) >> 32))
+#endif
 
 /* Big-endian words to ours. */
 #define REVERSED4(i) (i) + 3, (i) + 2, (i) + 1, (i)

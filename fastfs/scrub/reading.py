@@ -51,7 +51,7 @@ def digest_all(
     hashers = hashing.hashers(names, engine)
     recorder = Recorder(block_size)
     alone = all(isinstance(one, _native.EngineDigest) for one in hashers)
-    pump = _native.Pump(-1, [*hashers, recorder], helpers=0 if alone else -1)
+    pump = _native.Pump(-1, [*hashers, recorder.hasher], helpers=0 if alone else -1)
     guest = Guest(fd, info.st_size)
     try:
         sparse = info.st_blocks * 512 < info.st_size

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The engine and the crew in programs of their own, where every access can be watched: engine_stress.c, crew_stress.c."""
+"""The engine and the crew in programs where every access can be watched: engine_stress.c, crew_stress.c."""
 
 from __future__ import annotations
 
