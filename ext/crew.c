@@ -15,15 +15,15 @@ enum {
     ROUND = 512 * 1024,
     PIECE_LEAST = 16 * 1024,
     PIECE_MOST = 64 * 1024,
-    /* A stream that goes alone looks again after so many bytes whether the crew would be better. */
-    LOOK = 4 * PUMP_BLOCK,
+    /* After so many bytes a stream makes way for one that waits. */
+    TURN = 1024 * 1024,
     /* A block that takes longer to write, in ns, is no matter of memory: its stream goes alone. */
     SLOW = 20 * 1000 * 1000,
 };
 
-/* How a ride ends without a result of pump_read: the source has nothing in memory, or a digest that is not the
- * engine's has not caught up. */
-enum { NOT_READY = 2, BUSY };
+/* How a ride ends without a result of pump_read: the source has nothing in memory; a digest that is not the engine's has
+ * not caught up.  And what is said where there is nothing for a crew to do. */
+enum { NOT_READY = 2, BUSY, NO_CREW };
 
 struct ride {
     struct pump *pump;
@@ -31,6 +31,7 @@ struct ride {
     uint64_t budget;
     bool in_memory; /* the source is: reading it never waits */
     union hash_state *state; /* [2] */
+    uint64_t turn_ends; /* the budget that is left then */
     bool ended; /* known to who drives it */
     int result;
     bool waits; /* for somebody to drive it */
@@ -42,7 +43,8 @@ struct ride {
 /* The rides of one class of the engine, which can share lanes. */
 struct crew {
     TAILQ_HEAD(, ride) waiting;
-    unsigned rides; /* those that wait, and those that somebody drives */
+    unsigned callers; /* those that could ride, and those that do */
+    unsigned rides;   /* those that wait, and those that somebody drives */
     unsigned drivers;
 };
 
@@ -56,7 +58,7 @@ static void begin_anew(void)
     pthread_mutex_init(&all.lock, NULL);
     for (unsigned c = 0; c < WAYS_CLASSES; c++) {
         TAILQ_INIT(&all.crew[c].waiting);
-        all.crew[c].rides = all.crew[c].drivers = 0;
+        all.crew[c].callers = all.crew[c].rides = all.crew[c].drivers = 0;
     }
 }
 
@@ -64,6 +66,18 @@ static void start(void)
 {
     begin_anew();
     pthread_atfork(NULL, NULL, begin_anew);
+}
+
+static struct crew *crew_of(const struct ways *k)
+{
+    return &all.crew[k - ways_of(0)];
+}
+
+static void count_caller(const struct ways *k, int n)
+{
+    pthread_mutex_lock(&all.lock);
+    crew_of(k)->callers += (unsigned)n;
+    pthread_mutex_unlock(&all.lock);
 }
 
 /* How many streams each processor has, so that all are driven. */
@@ -203,7 +217,23 @@ static struct ride *take(struct crew *c, struct ride *r)
 {
     TAILQ_REMOVE(&c->waiting, r, link);
     r->waits = false;
+    r->turn_ends = r->budget > TURN ? r->budget - TURN : 0;
     return r;
+}
+
+/* While others wait, those whose turn is over wait behind them.  Returns how many are left. */
+static unsigned end_turns(struct crew *c, struct ride **lane, unsigned n, const struct ride *own)
+{
+    unsigned on = 0;
+    for (unsigned i = 0; i < n; i++) {
+        if (lane[i] == own || lane[i]->budget > lane[i]->turn_ends) {
+            lane[on++] = lane[i];
+            continue;
+        }
+        TAILQ_INSERT_TAIL(&c->waiting, lane[i], link);
+        lane[i]->waits = true;
+    }
+    return on;
 }
 
 /* Drive until the own ride, which waits, is over.  Called and left with the lock held. */
@@ -216,6 +246,8 @@ static void drive(const struct ways *k, struct crew *c, struct ride *own, unsign
         unsigned share = share_of(c->rides, cores);
         if (share > k->take[WAYS_LANES])
             share = k->take[WAYS_LANES];
+        if (!TAILQ_EMPTY(&c->waiting))
+            n = end_turns(c, lane, n, own);
         while (n < share && !TAILQ_EMPTY(&c->waiting))
             lane[n++] = take(c, TAILQ_FIRST(&c->waiting));
         while (n > share && lane[n - 1] != own)
@@ -246,7 +278,7 @@ static void drive(const struct ways *k, struct crew *c, struct ride *own, unsign
 /* Go with the crew of the class until there is a result. */
 static int ride(const struct ways *k, struct ride *own, unsigned cores)
 {
-    struct crew *c = &all.crew[k - ways_of(0)];
+    struct crew *c = crew_of(k);
     pthread_cond_init(&own->called, NULL);
     pthread_mutex_lock(&all.lock);
     TAILQ_INSERT_TAIL(&c->waiting, own, link);
@@ -264,13 +296,13 @@ static int ride(const struct ways *k, struct ride *own, unsigned cores)
 }
 
 /* Would lanes be filled so well that going with the others pays? */
-static bool worth_while(const struct ways *k, unsigned *cores)
+static bool worth_while(const struct ways *k, unsigned cores)
 {
-    unsigned live;
-    engine_load(&live, cores);
-    if (live <= *cores)
-        return false;
-    return ways_rate(k, share_of(live, *cores)) >= 1.3 * ways_rate(k, 1);
+    struct crew *c = crew_of(k);
+    pthread_mutex_lock(&all.lock);
+    unsigned callers = c->callers;
+    pthread_mutex_unlock(&all.lock);
+    return callers > cores && ways_rate(k, share_of(callers, cores)) >= 1.3 * ways_rate(k, 1);
 }
 
 enum { TMPFS = 0x01021994 };
@@ -303,42 +335,53 @@ static bool is_near(const struct pump *p, const struct pump_source *s)
     return is_local(s->fd) && (p->fd < 0 || is_local(p->fd));
 }
 
-int crew_read(struct pump *p, struct pump_source *s, uint64_t budget)
+/* As pump_read, to where `p->size` is `end`; or NO_CREW on the way. */
+static int read_with_others(const struct ways *k, struct pump *p, struct pump_source *s, uint64_t end)
 {
-    static pthread_once_t once = PTHREAD_ONCE_INIT;
-    pthread_once(&once, start);
-    uint64_t end = p->size + (budget < INT64_MAX ? budget : INT64_MAX);
+    unsigned cores = engine_cores();
     struct ride own = { .pump = p, .source = s };
     bool near = false;
     while (p->size < end && may_join(p, s)) {
-        uint64_t some = LOOK;
-        unsigned cores;
-        const struct ways *k = engine_ways(p->engine);
-        if (k == NULL)
-            break;
-        if (worth_while(k, &cores)) {
+        if (worth_while(k, cores)) {
             if (!near && !is_near(p, s))
-                break;
+                return NO_CREW;
             near = true;
             int err = pump_wait(p);
             if (err)
                 return err;
             own.state = engine_lend(p->engine);
             if (own.state == NULL)
-                break;
+                return NO_CREW;
             own.in_memory = fsops_kind(s->fd) == TMPFS;
             own.budget = end - p->size;
             own.ended = own.over = false;
             int result = ride(k, &own, cores);
+            if (result >= 0 && p->fill == PUMP_BLOCK && (err = pump_flush(p)) < 0) /* it had not been hashed whole */
+                return err;
             if (result == BUSY)
                 continue;
             if (result != NOT_READY)
                 return result;
-            some = PUMP_BLOCK;
         }
-        int more = pump_read(p, s, some < end - p->size ? some : end - p->size);
+        int more = pump_read(p, s, PUMP_BLOCK < end - p->size ? PUMP_BLOCK : end - p->size);
         if (more != 1)
             return more;
     }
-    return p->size < end || budget == 0 ? pump_read(p, s, end - p->size) : 1;
+    return p->size < end ? NO_CREW : 1;
+}
+
+int crew_read(struct pump *p, struct pump_source *s, uint64_t budget)
+{
+    static pthread_once_t once = PTHREAD_ONCE_INIT;
+    const struct ways *k = may_join(p, s) ? engine_ways(p->engine) : NULL;
+    if (k == NULL || budget == 0)
+        return pump_read(p, s, budget);
+    pthread_once(&once, start);
+    uint64_t end = p->size + (budget < INT64_MAX ? budget : INT64_MAX);
+    count_caller(k, 1);
+    int more = read_with_others(k, p, s, end);
+    if (more == NO_CREW)
+        more = pump_read(p, s, end - p->size);
+    count_caller(k, -1);
+    return more;
 }

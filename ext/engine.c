@@ -690,12 +690,12 @@ void engine_moved(struct digests *d, size_t len)
     s->strand[0].total += len;
 }
 
-void engine_load(unsigned *streams, unsigned *cores)
+unsigned engine_cores(void)
 {
     pthread_mutex_lock(&engine.lock);
-    *streams = (unsigned)engine.stats.live;
-    *cores = engine.cores;
+    unsigned cores = engine.cores;
     pthread_mutex_unlock(&engine.lock);
+    return cores;
 }
 
 void engine_count(uint64_t steps, uint64_t lanes, uint64_t bytes)

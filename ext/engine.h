@@ -54,8 +54,8 @@ union hash_state *engine_lend(struct digests *d);
 /* It was moved on by so many bytes. */
 void engine_moved(struct digests *d, size_t len);
 
-/* How many streams there are, and processors for them. */
-void engine_load(unsigned *streams, unsigned *cores);
+/* How many processors there are for hashing. */
+unsigned engine_cores(void);
 
 /* What the engine has done since the process began (a forked child begins anew). */
 struct engine_stats {

@@ -117,8 +117,10 @@ static void one_stream(unsigned *seed, unsigned char *ring)
         compare(set, engine, &sum, tee, out, data + start, len);
     else if (quit || err == -ECANCELED)
         given_up++;
-    else
+    else {
+        fprintf(stderr, "wrong: %d after %llu of %zu bytes\n", err, (unsigned long long)p.size, len);
         wrong++;
+    }
     all_of_them->ops->free(all_of_them);
     close(in);
     if (out >= 0)
