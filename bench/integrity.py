@@ -23,6 +23,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from bench.material import fill_blocks
 from bench.places import fresh_directory, scatter
 from fastfs import Store, record, sidecar
 from fastfs.datadirs import DataDir
@@ -95,7 +96,8 @@ class Bench:
     def records(self, size: int, images: int, on: str) -> Result:
         """The rate of add with records, divided by that without."""
         source = self.root / "source"
-        source.write_bytes(random.Random(1).randbytes(size))
+        with open(source, "wb") as file:
+            file.writelines(fill_blocks(size, "random", 1))
         data = source.read_bytes() if size <= 65536 else None
         scatter(self.root)
 
