@@ -32,6 +32,10 @@ struct digests_ops {
     /* Give up what is still queued, end all threads of the set and release it.  No block is touched
      * after this returns. */
     void (*free)(struct digests *d);
+
+    /* The stream's next `len` bytes have been consumed by somebody to whom its state was lent (engine_lend).  NULL where
+     * that cannot be. */
+    void (*moved)(struct digests *d, size_t len);
 };
 
 struct digests {

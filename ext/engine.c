@@ -527,6 +527,12 @@ static uint64_t engine_done(struct digests *d)
     return done;
 }
 
+static void engine_moved(struct digests *d, size_t len)
+{
+    struct stream *s = (struct stream *)d;
+    s->strand[0].total += len;
+}
+
 static bool any_running(const struct stream *s)
 {
     for (unsigned i = 0; i < s->n; i++)
@@ -588,7 +594,7 @@ static void add_strands(struct stream *s, unsigned n, unsigned md5, unsigned par
 
 struct digests *engine_new(const enum hash_algorithm *algorithms, unsigned n, unsigned depth)
 {
-    static const struct digests_ops ops = { engine_post, engine_wait, engine_done, engine_free };
+    static const struct digests_ops ops = { engine_post, engine_wait, engine_done, engine_free, engine_moved };
     if (n < 1 || n > ENGINE_DIGESTS || depth < 2) {
         errno = EINVAL;
         return NULL;
@@ -682,12 +688,6 @@ union hash_state *engine_lend(struct digests *d)
     }
     pthread_mutex_unlock(&engine.lock);
     return idle ? t->state : NULL;
-}
-
-void engine_moved(struct digests *d, size_t len)
-{
-    struct stream *s = (struct stream *)d;
-    s->strand[0].total += len;
 }
 
 unsigned engine_cores(void)

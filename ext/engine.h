@@ -48,11 +48,9 @@ unsigned engine_digest(struct digests *d, unsigned i, unsigned char out[ENGINE_D
  * digests cannot advance together. */
 const struct ways *engine_ways(struct digests *d);
 
-/* Of a stream that has such ways the state [2], to be moved on by whole units while nothing is posted; NULL: something is queued, or a part of a unit. */
+/* Of a stream that has such ways the state [2], to be moved on by whole units while nothing is posted, of which
+ * `moved` is told then; NULL: something is queued, or a part of a unit. */
 union hash_state *engine_lend(struct digests *d);
-
-/* It was moved on by so many bytes. */
-void engine_moved(struct digests *d, size_t len);
 
 /* How many processors there are for hashing. */
 unsigned engine_cores(void);

@@ -11,8 +11,6 @@
 #include <time.h>
 #include <unistd.h>
 
-#include "engine.h"
-
 static const unsigned char zeroes[PUMP_BLOCK] __attribute__((aligned(PUMP_PAGE)));
 
 bool pump_is_zero(const void *data, size_t n)
@@ -166,7 +164,7 @@ static int post(struct pump *p, const unsigned char *data, size_t len, uint64_t 
     if (hashed == 0)
         return p->digests->ops->post(p->digests, data, len, ticket);
     p->hashed = 0;
-    engine_moved(p->engine, hashed);
+    p->engine->ops->moved(p->engine, hashed);
     int err = p->engine->ops->post(p->engine, data + hashed, len - hashed, ticket);
     int other = p->others != NULL ? p->others->ops->post(p->others, data, len, ticket) : 0;
     return err ? err : other;

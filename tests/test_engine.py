@@ -9,6 +9,7 @@ import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -213,6 +214,79 @@ def test_lanes_are_filled_by_ordinary_threads(tmp_path: Path) -> None:
     after = _native.engine_counters()
     assert after["bytes"] - before["bytes"] == 32 * 2 * len(data)
     assert (after["lanes"] - before["lanes"]) / (after["steps"] - before["steps"]) > 2
+
+
+@pytest.fixture
+def two_cores() -> Iterator[None]:
+    _native.limit_cores(2)
+    yield
+    _native.limit_cores(0)
+
+
+MIB = 1 << 20
+# About the ends of blocks (256 KiB), of what one call moves (16 MiB) and of a record's blocks (1 MiB).
+SIZES = [16 * MIB, 16 * MIB + 1, 16 * MIB - 1, 17 * MIB + 77, 33 * MIB, 3 * BLOCK, 5 * MIB + 129, MIB + 5] * 2
+
+
+@pytest.mark.usefixtures("two_cores")
+@pytest.mark.parametrize("declared", [True, False])
+@pytest.mark.parametrize("options", [{}, {"records": "none"}, {"thin_provisioning": True}, {"cache": "drop"}])
+def test_many_files_are_copied_at_once(options: dict[str, Any], declared: bool, tmp_path: Path) -> None:
+    data = noise(max(SIZES) // 2) + bytes(MIB)  # with zeroes for a hole
+    data += noise(max(SIZES) - len(data), 1)
+    (tmp_path / "store").mkdir()
+
+    def add(store: Store, number: int) -> fastfs.AddResult:
+        source = tmp_path / str(number)
+        source.write_bytes(data[: SIZES[number]])
+        with open(source, "rb") as file:
+            ready.wait(60)
+            added = store.add(str(number), file, SIZES[number] if declared else None)
+            assert file.tell() == SIZES[number]
+        source.unlink()
+        return added
+
+    ready = threading.Barrier(len(SIZES))
+    with (
+        Store(datadir=str(tmp_path / "store"), durability="none", **options) as store,
+        ThreadPoolExecutor(len(SIZES)) as pool,
+    ):
+        for number, added in enumerate(pool.map(lambda n: add(store, n), range(len(SIZES)))):
+            expected = data[: SIZES[number]]
+            assert (added.size, added.checksum, added.multihash) == (len(expected), *right(expected, ("md5", "sha512")))
+            assert (tmp_path / "store" / str(number)).read_bytes() == expected
+            store.delete(added.url)
+
+
+@pytest.mark.usefixtures("two_cores")
+@pytest.mark.parametrize("algorithms", [("md5", "sha512"), ("md5", "sha256"), ("sha256",), ("md5", "blake2b", "sha1")])
+def test_files_that_change_while_many_are_hashed(algorithms: tuple[str, ...], tmp_path: Path) -> None:
+    """One grows, one is cut short: no other digest is wrong."""
+    data = noise(6 * MIB)
+    for number in range(12):
+        (tmp_path / str(number)).write_bytes(data)
+    stop = threading.Event()
+
+    def disturb() -> None:
+        while not stop.is_set():
+            os.truncate(tmp_path / "3", 1_000_000)
+            with open(tmp_path / "7", "ab") as file:
+                file.write(data[:100_000])
+
+    thread = threading.Thread(target=disturb)
+    thread.start()
+    try:
+        found = list(fastfs.hash_files([tmp_path / str(number) for number in range(12)], algorithms))
+    finally:
+        stop.set()
+        thread.join()
+    expected = {name: hashlib.new(name, data).hexdigest() for name in algorithms}
+    for number, one in enumerate(found):
+        if number in (3, 7):
+            assert one.error is not None or len(one.digests) == len(algorithms)
+        else:
+            assert one.digests == expected
+    assert settled(lambda: _native.engine_counters()["live"], 0) == 0
 
 
 def test_the_option(tmp_path: Path) -> None:
