@@ -172,7 +172,7 @@ PAGE_SIZE = PUMP_PAGE
 
 cdef uint64_t NO_LIMIT = <uint64_t>-1
 
-cdef uint64_t DEFAULT_BUDGET = 16 * 1024 * 1024  # some 30 ms: how long a signal may have to wait
+cdef uint64_t DEFAULT_BUDGET = 16 * 1024 * 1024  # some 20 ms alone: how long a signal may have to wait
 
 
 cdef int check(int err) except -1:
@@ -275,7 +275,6 @@ cdef class EngineDigest:
         return self.digest().hex()
 
 
-@cython.no_gc_clear  # helper threads use `updates` and `held` until __dealloc__ has ended them
 @cython.final
 cdef class BlockDigests:
     """XXH3 of 128 bits of each block of one stream, for a `Pump`.
@@ -304,6 +303,8 @@ cdef class BlockDigests:
         return self.result
 
 
+# Helper threads use `updates` and `held` until __dealloc__ has ended them: the collector must take neither before.
+@cython.no_gc
 @cython.final
 cdef class Pump:
     """One stream's chunk-copy loop: hash and write what comes in.
@@ -609,7 +610,8 @@ cdef class Pump:
             one.result = (<char *>out)[:n]
             i += 1
         if self.block_digests is not None:
-            self.check(blocks_finish(self.blocks, &found))
+            if blocks_finish(self.blocks, &found) != 0:
+                raise MemoryError()
             self.block_digests.result = ((<char *>found.table)[:found.len], (<char *>found.rest)[:found.rest_len])
         return self.pump.size
 

@@ -13,6 +13,7 @@ struct blocks {
     struct digests base;
     size_t block_size;
     uint64_t posted;
+    int error; /* -ENOMEM, for good */
     unsigned char *table;
     size_t len, room;
     unsigned char head[XXH3_SHORT]; /* the first bytes of the block that is under way: all, if no more come */
@@ -20,20 +21,21 @@ struct blocks {
 };
 
 /* The block that is under way is complete. */
-static int complete(struct blocks *b)
+static void complete(struct blocks *b)
 {
     if (b->len == b->room) {
         size_t room = b->room > 0 ? 2 * b->room : 64 * XXH3_DIGEST;
         unsigned char *table = realloc(b->table, room);
-        if (table == NULL)
-            return -ENOMEM;
+        if (table == NULL) {
+            b->error = -ENOMEM;
+            return;
+        }
         b->table = table;
         b->room = room;
     }
     xxh3_digest(&b->hash, b->table + b->len);
     b->len += XXH3_DIGEST;
     xxh3_begin(&b->hash);
-    return 0;
 }
 
 static int blocks_post(struct digests *d, const void *data, size_t len, uint64_t *ticket)
@@ -41,7 +43,7 @@ static int blocks_post(struct digests *d, const void *data, size_t len, uint64_t
     struct blocks *b = (struct blocks *)d;
     const unsigned char *p = data;
     *ticket = ++b->posted;
-    while (len > 0) {
+    while (len > 0 && b->error == 0) {
         size_t some = b->block_size - (size_t)b->hash.total;
         if (some > len)
             some = len;
@@ -52,17 +54,16 @@ static int blocks_post(struct digests *d, const void *data, size_t len, uint64_t
         xxh3_update(&b->hash, ways_kernels(), p, some);
         p += some;
         len -= some;
-        int err = b->hash.total == b->block_size ? complete(b) : 0;
-        if (err)
-            return err;
+        if (b->hash.total == b->block_size)
+            complete(b);
     }
-    return 0;
+    return b->error;
 }
 
 static int blocks_wait(struct digests *d, uint64_t ticket)
 {
-    (void)d, (void)ticket;
-    return 0;
+    (void)ticket;
+    return ((struct blocks *)d)->error;
 }
 
 static uint64_t blocks_done(struct digests *d)
@@ -97,11 +98,8 @@ struct digests *blocks_new(size_t block_size)
 int blocks_finish(struct digests *d, struct blocks_result *r)
 {
     struct blocks *b = (struct blocks *)d;
-    if (b->hash.total > XXH3_SHORT) {
-        int err = complete(b);
-        if (err)
-            return err;
-    }
+    if (b->error == 0 && b->hash.total > XXH3_SHORT)
+        complete(b);
     *r = (struct blocks_result){ b->table, b->len, b->head, (size_t)b->hash.total };
-    return 0;
+    return b->error;
 }

@@ -9,8 +9,8 @@
 
 #include "digests.h"
 
-/* Digests of blocks of `block_size` bytes (more than 240).  NULL with errno: ENOMEM; ENOSYS: there are no kernels for this
- * machine. */
+/* Digests of blocks of `block_size` bytes (more than 240).  NULL with errno: ENOMEM; EINVAL; ENOSYS: there are no kernels
+ * for this machine. */
 struct digests *blocks_new(size_t block_size);
 
 struct blocks_result {

@@ -4,26 +4,31 @@
 
 #include <errno.h>
 #include <pthread.h>
+#include <string.h>
 #include <sys/queue.h>
+#include <sys/stat.h>
 #include <time.h>
 
 #include "engine.h"
 #include "fsops.h"
 
 enum {
+    CREWS = 64,
     /* What a driver reads of all his streams in a round: half of a second-level cache of 1 MiB. */
     ROUND = 512 * 1024,
     PIECE_LEAST = 16 * 1024,
     PIECE_MOST = 64 * 1024,
-    /* After so many bytes a stream makes way for one that waits. */
+    /* Of fewer bytes no step is made for all lanes, unless a block ends with them. */
+    STEP_LEAST = 4096,
+    /* After so many bytes a stream makes way for one that waits; and so many it goes alone when it could not be driven. */
     TURN = 1024 * 1024,
-    /* A block that takes longer to write, in ns, is no matter of memory: its stream goes alone. */
+    /* A block that takes longer to write, in ns, is no matter of memory. */
     SLOW = 20 * 1000 * 1000,
 };
 
-/* How a ride ends without a result of pump_read: the source has nothing in memory; a digest that is not the engine's has
- * not caught up.  And what is said where there is nothing for a crew to do. */
-enum { NOT_READY = 2, BUSY, NO_CREW };
+/* How a ride ends without a result of pump_read: the source has nothing in memory, or the target took its time; a digest
+ * that is not the engine's has not caught up. */
+enum { NOT_READY = 2, BUSY };
 
 struct ride {
     struct pump *pump;
@@ -40,26 +45,28 @@ struct ride {
     TAILQ_ENTRY(ride) link;
 };
 
-/* The rides of one class of the engine, which can share lanes. */
+/* Streams of one class of the engine, which can share lanes, and of one device that is written to: if it hangs, no others
+ * hang with it.  Nobody's while it has no callers. */
 struct crew {
-    TAILQ_HEAD(, ride) waiting;
-    unsigned callers; /* those that could ride, and those that do */
+    const struct ways *ways;
+    dev_t device;     /* 0: they only hash */
+    unsigned callers; /* that could ride, and that do */
     unsigned rides;   /* those that wait, and those that somebody drives */
     unsigned drivers;
+    TAILQ_HEAD(, ride) waiting;
 };
 
 static struct {
     pthread_mutex_t lock;
-    struct crew crew[WAYS_CLASSES];
+    struct crew crew[CREWS];
 } all = { .lock = PTHREAD_MUTEX_INITIALIZER };
 
 static void begin_anew(void)
 {
     pthread_mutex_init(&all.lock, NULL);
-    for (unsigned c = 0; c < WAYS_CLASSES; c++) {
-        TAILQ_INIT(&all.crew[c].waiting);
-        all.crew[c].callers = all.crew[c].rides = all.crew[c].drivers = 0;
-    }
+    memset(all.crew, 0, sizeof all.crew);
+    for (unsigned i = 0; i < CREWS; i++)
+        TAILQ_INIT(&all.crew[i].waiting);
 }
 
 static void start(void)
@@ -68,15 +75,31 @@ static void start(void)
     pthread_atfork(NULL, NULL, begin_anew);
 }
 
-static struct crew *crew_of(const struct ways *k)
+/* Be a caller of such a crew; NULL: there are too many others. */
+static struct crew *join(const struct ways *k, dev_t device)
 {
-    return &all.crew[k - ways_of(0)];
+    struct crew *found = NULL;
+    pthread_mutex_lock(&all.lock);
+    for (struct crew *c = all.crew; c < all.crew + CREWS; c++) {
+        if (c->callers > 0 && c->ways == k && c->device == device) {
+            found = c;
+            break;
+        }
+        if (c->callers == 0)
+            found = c;
+    }
+    if (found != NULL && found->callers++ == 0) {
+        found->ways = k;
+        found->device = device;
+    }
+    pthread_mutex_unlock(&all.lock);
+    return found;
 }
 
-static void count_caller(const struct ways *k, int n)
+static void leave(struct crew *c)
 {
     pthread_mutex_lock(&all.lock);
-    crew_of(k)->callers += (unsigned)n;
+    c->callers--;
     pthread_mutex_unlock(&all.lock);
 }
 
@@ -111,16 +134,24 @@ static void fill(struct ride *r, size_t most)
     }
 }
 
+/* Those that have bytes to hash: whole units, and so many that a step of all lanes is worth while, if any have. */
+static unsigned ready_rides(const struct ways *k, struct ride *const *lane, unsigned n, struct ride **in)
+{
+    unsigned ready = 0;
+    for (size_t least = STEP_LEAST; ready == 0 && least > 0; least = least > k->unit ? k->unit : 0)
+        for (unsigned i = 0; i < n; i++)
+            if (unhashed(lane[i]) >= least || (unhashed(lane[i]) >= k->unit && lane[i]->pump->fill == PUMP_BLOCK))
+                in[ready++] = lane[i];
+    return ready;
+}
+
 /* Hash what the rides have read, as many at a time as is best and as much as all of these have: what is left of the
  * others is hashed in the next round, in full lanes again. */
 static void hash(const struct ways *k, struct ride *const *lane, unsigned n)
 {
     struct ride *in[WAYS_LANES];
     uint64_t steps = 0, lanes = 0, bytes = 0;
-    unsigned ready = 0;
-    for (unsigned i = 0; i < n; i++)
-        if (unhashed(lane[i]) >= k->unit)
-            in[ready++] = lane[i];
+    unsigned ready = ready_rides(k, lane, n, in);
     for (unsigned at = 0, some; at < ready; at += some) {
         union hash_state *first[WAYS_LANES], *second[WAYS_LANES];
         const unsigned char *data[WAYS_LANES];
@@ -159,12 +190,9 @@ static void flush(struct ride *r)
     if (err < 0) {
         r->ended = true;
         r->result = err;
-    } else if (now() - begin > SLOW) {
-        r->pump->alone = true;
-        if (!r->ended) {
-            r->ended = true;
-            r->result = NOT_READY;
-        }
+    } else if (now() - begin > SLOW && !r->ended) {
+        r->ended = true;
+        r->result = NOT_READY;
     }
 }
 
@@ -190,20 +218,21 @@ static void drive_on(const struct ways *k, struct ride *const *lane, unsigned n)
 
 /* -- who drives ----------------------------------------------------------------------------------------- */
 
-/* Has the crew room for one more driver?  Each class has at least one: they know nothing of one another. */
-static bool may_drive(const struct crew *c, unsigned cores)
+/* How many drivers the crew may have: as many as there are processors that no other crew has, and one in any case, since
+ * crews know nothing of one another. */
+static unsigned seats(const struct crew *c, unsigned cores)
 {
-    unsigned drivers = 0;
-    for (unsigned i = 0; i < WAYS_CLASSES; i++)
-        drivers += all.crew[i].drivers;
-    return drivers < cores || c->drivers == 0;
+    unsigned others = 0;
+    for (const struct crew *other = all.crew; other < all.crew + CREWS; other++)
+        others += other != c ? other->drivers : 0;
+    return others < cores ? cores - others : 1;
 }
 
 /* Have an owner drive whose ride waits.  Lock held. */
 static void call_driver(struct crew *c, unsigned cores)
 {
     struct ride *r = TAILQ_FIRST(&c->waiting);
-    if (r != NULL && may_drive(c, cores))
+    if (r != NULL && c->drivers < seats(c, cores))
         pthread_cond_signal(&r->called);
 }
 
@@ -237,13 +266,14 @@ static unsigned end_turns(struct crew *c, struct ride **lane, unsigned n, const 
 }
 
 /* Drive until the own ride, which waits, is over.  Called and left with the lock held. */
-static void drive(const struct ways *k, struct crew *c, struct ride *own, unsigned cores)
+static void drive(struct crew *c, struct ride *own, unsigned cores)
 {
+    const struct ways *k = c->ways;
     struct ride *lane[WAYS_LANES] = { take(c, own) };
     unsigned n = 1;
     c->drivers++;
     while (!own->over) {
-        unsigned share = share_of(c->rides, cores);
+        unsigned share = share_of(c->rides, seats(c, cores));
         if (share > k->take[WAYS_LANES])
             share = k->take[WAYS_LANES];
         if (!TAILQ_EMPTY(&c->waiting))
@@ -272,21 +302,22 @@ static void drive(const struct ways *k, struct crew *c, struct ride *own, unsign
     while (n > 0)
         put_back(c, lane[--n]);
     c->drivers--;
-    call_driver(c, cores);
+    for (struct crew *any = all.crew; any < all.crew + CREWS; any++)
+        call_driver(any, cores);
 }
 
-/* Go with the crew of the class until there is a result. */
-static int ride(const struct ways *k, struct ride *own, unsigned cores)
+/* Go with the crew until there is a result. */
+static int ride(struct crew *c, struct ride *own, unsigned cores)
 {
-    struct crew *c = crew_of(k);
+    own->ended = own->over = false;
     pthread_cond_init(&own->called, NULL);
     pthread_mutex_lock(&all.lock);
     TAILQ_INSERT_TAIL(&c->waiting, own, link);
     own->waits = true;
     c->rides++;
     while (!own->over) {
-        if (own->waits && may_drive(c, cores))
-            drive(k, c, own, cores);
+        if (own->waits && c->drivers < seats(c, cores))
+            drive(c, own, cores);
         else
             pthread_cond_wait(&own->called, &all.lock);
     }
@@ -296,21 +327,24 @@ static int ride(const struct ways *k, struct ride *own, unsigned cores)
 }
 
 /* Would lanes be filled so well that going with the others pays? */
-static bool worth_while(const struct ways *k, unsigned cores)
+static bool pays(const struct crew *c, unsigned cores)
 {
-    struct crew *c = crew_of(k);
     pthread_mutex_lock(&all.lock);
     unsigned callers = c->callers;
     pthread_mutex_unlock(&all.lock);
-    return callers > cores && ways_rate(k, share_of(callers, cores)) >= 1.3 * ways_rate(k, 1);
+    return callers > cores && ways_rate(c->ways, share_of(callers, cores)) >= 1.3 * ways_rate(c->ways, 1);
 }
 
 enum { TMPFS = 0x01021994 };
 
-/* File systems of this machine's own: no server makes anybody wait. */
-static bool is_local(int fd)
+/* Is it a regular file of this machine's own, as a rule, so that no server makes anybody wait? */
+static bool is_near(int fd, struct stat *info, bool *in_memory)
 {
-    switch (fsops_kind(fd)) {
+    if (fstat(fd, info) != 0 || !S_ISREG(info->st_mode)) /* a block device is in devtmpfs, which is tmpfs */
+        return false;
+    int64_t kind = fsops_kind(fd);
+    *in_memory = kind == TMPFS;
+    switch (kind) {
     case 0xEF53:     /* ext2, ext3, ext4 */
     case 0x58465342: /* XFS */
     case 0x9123683E: /* Btrfs */
@@ -329,59 +363,59 @@ static bool may_join(const struct pump *p, const struct pump_source *s)
            && s->offset >= 0 && !s->sparse && !s->uncached;
 }
 
-/* Does nothing that is far away keep the data or gets it? */
-static bool is_near(const struct pump *p, const struct pump_source *s)
+/* As pump_read, to where `p->size` is `end` or the crew cannot help any more. */
+static int read_with_others(struct crew *c, struct ride *own, uint64_t end)
 {
-    return is_local(s->fd) && (p->fd < 0 || is_local(p->fd));
-}
-
-/* As pump_read, to where `p->size` is `end`; or NO_CREW on the way. */
-static int read_with_others(const struct ways *k, struct pump *p, struct pump_source *s, uint64_t end)
-{
+    struct pump *p = own->pump;
+    struct pump_source *s = own->source;
     unsigned cores = engine_cores();
-    struct ride own = { .pump = p, .source = s };
-    bool near = false;
     while (p->size < end && may_join(p, s)) {
-        if (worth_while(k, cores)) {
-            if (!near && !is_near(p, s))
-                return NO_CREW;
-            near = true;
+        uint64_t alone = PUMP_BLOCK, before = p->size;
+        if (pays(c, cores)) {
             int err = pump_wait(p);
             if (err)
                 return err;
-            own.state = engine_lend(p->engine);
-            if (own.state == NULL)
-                return NO_CREW;
-            own.in_memory = fsops_kind(s->fd) == TMPFS;
-            own.budget = end - p->size;
-            own.ended = own.over = false;
-            int result = ride(k, &own, cores);
+            own->state = engine_lend(p->engine);
+            if (own->state == NULL)
+                break;
+            own->budget = end - p->size;
+            int result = ride(c, own, cores);
             if (result >= 0 && p->fill == PUMP_BLOCK && (err = pump_flush(p)) < 0) /* it had not been hashed whole */
                 return err;
             if (result == BUSY)
                 continue;
             if (result != NOT_READY)
                 return result;
+            if (p->size == before) /* reading and hashing overlap again */
+                alone = TURN;
         }
-        int more = pump_read(p, s, PUMP_BLOCK < end - p->size ? PUMP_BLOCK : end - p->size);
+        int more = pump_read(p, s, alone < end - p->size ? alone : end - p->size);
         if (more != 1)
             return more;
     }
-    return p->size < end ? NO_CREW : 1;
+    return 1;
 }
 
 int crew_read(struct pump *p, struct pump_source *s, uint64_t budget)
 {
     static pthread_once_t once = PTHREAD_ONCE_INIT;
     const struct ways *k = may_join(p, s) ? engine_ways(p->engine) : NULL;
-    if (k == NULL || budget == 0)
+    if (k == NULL)
         return pump_read(p, s, budget);
+    struct stat source, target = { .st_dev = 0 };
+    struct ride own = { .pump = p, .source = s };
+    bool whatever;
+    if (!is_near(s->fd, &source, &own.in_memory) || (p->fd >= 0 && !is_near(p->fd, &target, &whatever))) {
+        p->alone = true;
+        return pump_read(p, s, budget);
+    }
     pthread_once(&once, start);
+    struct crew *c = join(k, target.st_dev);
     uint64_t end = p->size + (budget < INT64_MAX ? budget : INT64_MAX);
-    count_caller(k, 1);
-    int more = read_with_others(k, p, s, end);
-    if (more == NO_CREW)
-        more = pump_read(p, s, end - p->size);
-    count_caller(k, -1);
-    return more;
+    int more = 1;
+    if (c != NULL) {
+        more = read_with_others(c, &own, end);
+        leave(c);
+    }
+    return more == 1 && p->size < end ? pump_read(p, s, end - p->size) : more;
 }

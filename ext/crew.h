@@ -8,8 +8,9 @@
  * all of them in lanes while they are in his processor's own cache, writes the blocks that are full, and goes on; streams
  * join and leave between rounds.  A driver whose own stream is done hands over to another owner.
  *
- * Nobody is kept waiting by somebody else's device: only what is in the page cache is read, and only targets that take a
- * block at once are written; a stream that is not ready goes on by itself, its owner calling as if there were no crew.
+ * Who drives waits for nobody's source: only what is in the page cache is read, and a stream that has nothing there goes on by
+ * itself for a while.  Streams that write to different devices have different crews, so that a device that is slow or hangs
+ * holds up nobody who does not write to it.
  */
 #ifndef FASTFS_CREW_H
 #define FASTFS_CREW_H

@@ -372,6 +372,9 @@ ssize_t pump_fill_ready(struct pump *p, struct pump_source *s, size_t most, bool
             p->alone = true;
         return -EAGAIN;
     }
+    /* Linux 5.9 and 5.10 say so, too, where they would have to wait (preadv2(2)): pump_read will know. */
+    if (n == 0 && !in_memory && most > 0)
+        return -EAGAIN;
     p->fill += (size_t)n;
     p->size += (uint64_t)n;
     s->offset += n;

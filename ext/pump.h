@@ -110,8 +110,8 @@ int pump_take(struct pump *p, const void *data, size_t len, uint64_t *ticket);
 unsigned char *pump_open_block(const struct pump *p);
 
 /* Read up to `most` bytes into the open block if that means no waiting (`in_memory`: it never does).  Returns how many; 0
- * at the end or the limit.  -EAGAIN: pump_read will have to wait, or meet an error.  -EBUSY: so has pump_room.
- * -ECANCELED.  The block may be full now: hash it, then pump_flush. */
+ * at the limit, and at the end of what is in memory.  -EAGAIN: pump_read will have to wait, or meet an error or the end.
+ * -EBUSY: so has pump_room.  -ECANCELED.  The block may be full now: hash it, then pump_flush. */
 ssize_t pump_fill_ready(struct pump *p, struct pump_source *s, size_t most, bool in_memory);
 
 /* Everything posted is hashed. */

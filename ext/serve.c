@@ -92,8 +92,8 @@ ssize_t serve_read(int fd, struct iovec *iov, int n, int64_t offset, bool nowait
         ssize_t got = nowait ? preadv2(fd, iov, n, (off_t)offset, RWF_NOWAIT) : preadv(fd, iov, n, (off_t)offset);
         if (got < 0)
             return total > 0 ? total : -errno;
-        if (got == 0)
-            break;
+        if (got == 0) /* Linux 5.9 and 5.10 say so, too, where they would have to wait: preadv2(2) */
+            return nowait && total == 0 ? -EAGAIN : total;
         total += got;
         offset += got;
         while (n > 0 && (size_t)got >= iov->iov_len) {

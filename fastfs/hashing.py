@@ -113,6 +113,14 @@ def engine_algorithms() -> frozenset[str]:
 _CHOOSING = threading.Lock()  # kernels are selected by one thread at a time
 
 
+def _begin_anew() -> None:
+    global _CHOOSING
+    _CHOOSING = threading.Lock()
+
+
+os.register_at_fork(after_in_child=_begin_anew)
+
+
 def _chosen() -> frozenset[str]:
     forced = os.environ.get(ENV_KERNEL, "")
     try:

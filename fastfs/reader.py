@@ -108,12 +108,16 @@ class ChunkedFile(_native.FileRange):
         """The descriptor, its own position where the reader's is, for those who go on from there.
 
         :raises ValueError: closed.
+        :raises StorageError: the storage gives an error.
         """
         fd = super().fileno()
-        if self.length:
-            os.lseek(fd, self.tell(), os.SEEK_SET)
-        else:  # it may lie where no file can have a position
-            os.lseek(fd, 0, os.SEEK_END)
+        try:
+            if self.length:
+                os.lseek(fd, self.tell(), os.SEEK_SET)
+            else:  # it may lie where no file can have a position
+                os.lseek(fd, 0, os.SEEK_END)
+        except OSError as error:
+            raise self._error(error.errno or errno.EIO) from error
         return fd
 
     def __enter__(self) -> Self:
@@ -182,10 +186,10 @@ class ChunkedFile(_native.FileRange):
         to = os.lseek(out.fd, 0, os.SEEK_CUR)
         moved = 0
         if start % CLONE_UNIT == 0 and to % CLONE_UNIT == 0:
-            # Only the last block of a file need not be a whole one.
-            whole = count if start + count == os.fstat(fd).st_size else count - count % CLONE_UNIT
             # An error of either file shows again when its bytes are copied.
             with contextlib.suppress(OSError):
+                # Only the last block of a file need not be a whole one.
+                whole = count if start + count == os.fstat(fd).st_size else count - count % CLONE_UNIT
                 _native.clone_range(fd, start, whole, out.fd, to)
                 moved = whole
         if not moved and _native.is_remote(out.fd):

@@ -381,10 +381,13 @@ class Store:
             return VerifiedFile(
                 opened, path, offset, length, piece, image_id=name, attached=attached, call=call, views=views
             )
-        except BaseException:
+        except BaseException as error:
             attached.close()
             if fd >= 0:
-                os.close(fd)
+                with suppress(OSError):  # what went wrong is told
+                    os.close(fd)
+            if isinstance(error, OSError) and not isinstance(error, FastfsError):
+                raise from_oserror(error, "read", path=path) from error
             raise
 
     def _record_of(self, path: str, fd: int) -> sidecar.Attached:

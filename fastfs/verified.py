@@ -114,6 +114,10 @@ class VerifiedFile(ChunkedFile):
         """:raises io.UnsupportedOperation: always."""
         raise io.UnsupportedOperation(f"reading {self.path}: what is verified has no descriptor")
 
+    def _descriptor(self) -> int:
+        """:raises ValueError: closed."""
+        return _native.FileRange.fileno(self)
+
     def tell(self) -> int:
         return super().tell() - len(self._ready) * self._piece_size
 
@@ -157,16 +161,17 @@ class VerifiedFile(ChunkedFile):
 
     def _read_pieces(self, at: int) -> list[bytes]:
         """The pieces of the whole block that begins at `at`, checked, the first one last."""
-        source = self._pieces
-        if source is None:
-            fd = os.dup(super().fileno())
-            source = self._pieces = _native.FileRange(fd, self.path, 0, self._size, self._piece_size)
-        if source.tell() != at:
-            source._move(at)
         hasher = xxh3_128()
         pieces: list[bytes] = []
-        update, keep, following = hasher.update, pieces.append, source._piece
+        update, keep = hasher.update, pieces.append
         try:
+            source = self._pieces
+            if source is None:
+                fd = os.dup(self._descriptor())
+                source = self._pieces = _native.FileRange(fd, self.path, 0, self._size, self._piece_size)
+            if source.tell() != at:
+                source._move(at)
+            following = source._piece
             for _ in range(self._block_size // self._piece_size):
                 piece = following(False)
                 update(piece)
@@ -185,7 +190,7 @@ class VerifiedFile(ChunkedFile):
         :raises IntegrityError: a block is not what went in.  Nothing of it was handed out.
         :raises Unverifiable: the record is of no use.
         """
-        super().fileno()  # closed?
+        self._descriptor()  # closed?
         at = self.tell()
         left = self.offset + self.length - at
         end = at + (left if size is None or size < 0 or size > left else size)
@@ -199,7 +204,7 @@ class VerifiedFile(ChunkedFile):
 
     def readinto(self, buffer: WriteableBuffer) -> int:
         """As `ChunkedFile.readinto`; raises as `read`."""
-        super().fileno()
+        self._descriptor()
         at = self.tell()
         target = memoryview(buffer).cast("B")[: self.offset + self.length - at]
         done = 0
@@ -267,10 +272,13 @@ class VerifiedFile(ChunkedFile):
     def _part(self, start: int, count: int) -> ChunkedFile:
         attached = self._attached.again()
         try:
-            fd = os.dup(super().fileno())
+            fd = os.dup(self._descriptor())
             return VerifiedFile(
                 fd, self.path, start, count, PIECE, image_id=self.image_id, attached=attached, call=self.call
             )
+        except OSError as error:
+            attached.close()
+            raise self._error(error.errno or errno.EIO) from error
         except BaseException:
             attached.close()
             raise

@@ -7,6 +7,8 @@ import errno
 import gc
 import hashlib
 import os
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -280,3 +282,31 @@ def test_rename_does_not_replace(tmp_path: Path) -> None:
     _native.rename_noreplace(top, b"a", b"c")
     os.close(top)
     assert sorted(os.listdir(tmp_path)) == ["b", "c"]
+
+
+def test_a_pump_in_a_cycle_is_collected_while_helpers_hash() -> None:
+    """As that of an exception whose traceback refers to it."""
+    program = """
+import gc, hashlib, time
+from fastfs import _native
+
+class Slow:
+    def __init__(self):
+        self.inner = hashlib.md5()
+    def update(self, data):
+        time.sleep(0.02)
+        self.inner.update(data)
+
+for helpers in (1, 1, 1, -1):
+    hashers = [Slow()] if helpers == 1 else [_native.EngineDigest("md5"), _native.EngineDigest("sha512")]
+    pump = _native.Pump(-1, hashers, helpers=helpers)
+    for _ in range(6):
+        pump.feed(bytes(_native.BLOCK_SIZE))
+    cycle = [pump, hashers]
+    cycle.append(cycle)
+    del pump, hashers, cycle
+    gc.collect()
+print("collected")
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, "collected\n"), done.stderr

@@ -8,6 +8,7 @@ together with all who come meanwhile.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import threading
 
@@ -69,7 +70,9 @@ class GroupSync:
         """To be called when nobody waits any more.  May be repeated."""
         fd, self._fd = self._fd, -1
         if fd >= 0:
-            os.close(fd)
+            # It was never written to, and every outcome is told.
+            with contextlib.suppress(OSError):
+                os.close(fd)
 
     def wait(self, since: int) -> None:
         """Return when all that the caller has written is on the disk.

@@ -274,6 +274,86 @@ def get(place: Place, how: str, **options: Any) -> None:
             raise AssertionError(f"wrong bytes: {len(got)} of {len(expected)}")
 
 
+def get_verified(place: Place, how: str) -> None:
+    data = (place.images / IMAGE).read_bytes()
+    with place.store(record_block_size=BLOCK) as store:
+        recorded(place, store, data)
+        with place.armed():
+            if how == "copy":
+                copy_out(place, store, data, verify=True)
+                return
+            reader, _ = store.get(place.url(), verify=True)
+            with reader:
+                got = reader.read() if how == "read" else b"".join(reader)
+    if got != data:
+        raise AssertionError(f"wrong bytes: {len(got)} of {len(data)}")
+
+
+def copy_out(place: Place, store: Any, data: bytes, **options: Any) -> None:
+    """The copy is whole, or not there."""
+    target = place.outside / "copy"
+    try:
+        store.copy_to(place.url(), target, **options)
+    finally:
+        place.shim.disarm()
+        there = [path for path in place.outside.iterdir() if path.read_bytes() != data]
+        if there:
+            raise AssertionError(f"a part of a copy: {there}")
+
+
+def copy(place: Place, **options: Any) -> None:
+    data = (place.images / IMAGE).read_bytes()
+    with place.store(**options) as store, place.armed():
+        copy_out(place, store, data)
+
+
+def send(place: Place, how: str) -> None:
+    """What the receiver has is the image, or, after an error, its beginning."""
+    data, got = (place.images / IMAGE).read_bytes(), bytearray()
+    with contextlib.ExitStack() as stack:
+        if how == "file":
+            target = stack.enter_context(open(place.root / "sent", "w+b", buffering=0))
+            receiver = None
+        else:
+            one, two = os.pipe() if how == "pipe" else (end.detach() for end in socket.socketpair())
+            target = stack.enter_context(open(two, "wb", buffering=0))
+            receiver = threading.Thread(target=_receive, args=(one, got))
+            receiver.start()
+        sent, failed = 0, True
+        try:
+            with place.store() as store, place.armed(), store.get(place.url())[0] as reader:
+                sent = reader.sendfile(target.fileno())
+            failed = False
+        finally:
+            if receiver is None:
+                got += os.pread(target.fileno(), len(data) + 1, 0)
+            target.close()
+            if receiver is not None:
+                receiver.join()
+            if bytes(got) != data[: len(got)] or (not failed and (sent, len(got)) != (len(data), len(data))):
+                raise AssertionError(f"wrong bytes: {len(got)} of {len(data)}, told {sent}")
+
+
+def _receive(fd: int, got: bytearray) -> None:
+    with open(fd, "rb", buffering=0) as end:
+        while piece := end.read(65536):
+            got += piece
+
+
+def add_batch(place: Place, sizes: Mapping[str, int]) -> None:
+    """Many at once, acknowledged together."""
+    items = [(name, content(size)) for name, size in sizes.items()]
+    failed: BaseException | None = None
+    with place.store(durability="batch") as store, place.armed():
+        for outcome in store.add_many(items, jobs=1):
+            if outcome.error is None:
+                place.acknowledge(outcome.image_id)
+            else:
+                failed = outcome.error
+    if failed is not None:
+        raise failed
+
+
 def look(place: Place) -> None:
     with place.store() as store, place.armed():
         found = list(store.images())
@@ -516,6 +596,12 @@ def scenarios() -> Iterator[Scenario]:
     for how in ("read", "readinto", "iterate", "range"):
         yield Scenario(f"get {how}", partial(get, how=how), there, there)
         yield Scenario(f"get {how} timed", partial(get, how=how, timeout=60), there, there)
+    for how in ("read", "iterate", "copy"):
+        yield Scenario(f"get-verified {how}", partial(get_verified, how=how), there, there)
+    for how in ("file", "pipe", "socket"):
+        yield Scenario(f"send {how}", partial(send, how=how), there, there, forgiving=True)
+    for durability in DURABILITIES:
+        yield Scenario(f"copy {durability}", partial(copy, durability=durability), there, there)
     yield Scenario("look", look, there, there, forgiving=True)
     yield from _records(there)
     left: dict[str, Any] = {"living": (OF_ANOTHER,), "remains": (REMAINS,), "forgiving": True}
@@ -524,6 +610,14 @@ def scenarios() -> Iterator[Scenario]:
         yield Scenario(f"start {name}", start, there, there, options, **left)
         yield Scenario(f"start {name} timed", partial(start, timeout=60), there, there, options, **left)
     yield Scenario("start anew", start_anew, forgiving=True)
+    several = {"a": 4096, "b": 0, "c": 60_000, "d": 300 * 1024}
+    after = {name: content(size) for name, size in several.items()}
+    for way, options in WAYS.items():
+        body = partial(add_batch, sizes=several)
+        # Synced together after they have their names: the order is not that of one image.
+        yield Scenario(
+            f"add-batch {way}", body, after=after, options=options, durability="none", forgiving=True, either=True
+        )
     for way, options in WAYS.items():
         three = {"a": 4096, "b": 300 * 1024, "c": 0}
         after = {name: content(size) for name, size in three.items()}

@@ -159,7 +159,7 @@ int main(int argc, char **argv)
         pthread_join(t[i], NULL);
     free(t);
     unsigned left = 0;
-    for (unsigned c = 0; c < WAYS_CLASSES; c++)
+    for (unsigned c = 0; c < CREWS; c++)
         left += all.crew[c].rides + all.crew[c].drivers;
     struct engine_stats stats;
     engine_stats(&stats);
