@@ -2,7 +2,8 @@
 
     python -m bench.scaling --dir /srv/scratch
 
-They are CPU time, user and system of all threads, and not elapsed time: a busy machine makes them only a little worse.
+They are CPU time, user and system of all threads, and not elapsed time: waiting does not count, but who shares a core makes
+them worse.
 The best of some rounds counts.
 """
 

@@ -14,7 +14,7 @@
 
 enum {
     CREWS = 64,
-    /* What a driver reads of all his streams in a round: half of a second-level cache of 1 MiB. */
+    /* What a driver reads of all its streams in a round: half of a second-level cache of 1 MiB. */
     ROUND = 512 * 1024,
     PIECE_LEAST = 16 * 1024,
     PIECE_MOST = 64 * 1024,

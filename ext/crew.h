@@ -4,8 +4,8 @@
  *
  * A pump that hashes its blocks through the engine's queue has them read by one processor and hashed by another, and its
  * owner wakes up for each.  When more files are on their way than there are processors, their owners join a crew instead:
- * as many of them as there are processors drive, the others sleep.  Who drives reads a piece of each of his streams, hashes
- * all of them in lanes while they are in his processor's own cache, writes the blocks that are full, and goes on; streams
+ * as many of them as there are processors drive, the others sleep.  Who drives reads a piece of each of its streams, hashes
+ * all of them in lanes while they are in the processor's own cache, writes the blocks that are full, and goes on; streams
  * join and leave between rounds.  A driver whose own stream is done hands over to another owner.
  *
  * Who drives waits for nobody's source: only what is in the page cache is read, and a stream that has nothing there goes on by

@@ -16,7 +16,7 @@ from fastfs.exceptions import Invalid
 from fastfs.smallfiles import SmallFiles
 from fastfs.sources import SMALL, Source, check_count, open_source
 
-# Streams at once: what fills the lanes of two hash workers (2 x 16).  More only costs memory, 1 MiB a stream.
+# Streams at once: 16 lanes on each of two processors.  More only costs memory, 1 MiB a stream.
 JOBS = 32
 
 # What a pump takes; any further algorithms share one place.

@@ -103,8 +103,6 @@ class Upload:
         self.pump = _native.Pump(
             -1 if self.cloned else self.draft.fd,
             hashers,
-            # The block digests take so little that a thread of their own would cost more.
-            helpers=0 if all(isinstance(one, _native.EngineDigest) for one in self.hashers) else -1,
             thin=self.config.thin_provisioning,
             cache=self.config.cache,
             early=self.config.durability != "none",

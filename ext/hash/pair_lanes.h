@@ -26,8 +26,8 @@
 #define EXPANDED(w, i) (w[(i) - 16][n] + SHA2_SIGMA0(w[(i) - 15][n]) + w[(i) - 7][n] + SHA2_SIGMA1(w[(i) - 2][n]))
 
 /* The 128 bytes at `at` of every stream: as the first words of a schedule, and as md5's.  Not inlined, for it is called at
- * two places: 16 lanes in 30 KB of code ran at 2.0 to 6.0 GB/s, by where in memory the code happened to lie; 23 KB fit the
- * caches of instructions everywhere. */
+ * two places: 16 lanes in 30 KB of code ran at 2.0 to 6.0 GB/s, by where in memory the code happened to lie; 25 KB mostly fit
+ * the caches of instructions. */
 static __attribute__((noinline)) void PASTE(FUNCTION, _words)(V64 (*w)[CHAINS], MD5_V (*x)[1],
                                                              const unsigned char *const *data, size_t at)
 {
@@ -112,7 +112,7 @@ static void FUNCTION(union hash_state *const *m, union hash_state *const *s, con
     }
     for (size_t at = 0, next = 1; units > 0; units--, next = 1 - next) {
         /* Two halves of 40 rounds and 64 steps, in one loop.  The schedule is 48 words ahead of the rounds, in the
-         * second half already in the next unit, so that nothing ever waits for it: 8 lanes 3.9 instead of 3.3 GB/s, 4
+         * second half already in the next unit, so that nothing ever waits for it: 8 lanes 3.8 instead of 3.3 GB/s, 4
          * lanes 2.0 instead of 1.25 (Zen 5). */
         const uint64_t *k = hash_sha512_k;
         V64(*e)[CHAINS] = r + 48;

@@ -34,7 +34,7 @@ Exit codes: 0 whole now, or was so; 7 still damaged; 8 no record to go by.
 @common_options
 @click.pass_obj
 def repair_command(settings: Settings, image: str, place: str, as_json: bool) -> int:
-    """Replace the damaged blocks of an image by those of a good copy, and prove the result."""
+    """Replace the damaged blocks of an image with those of a good copy, and prove the result."""
     output = settings.output(as_json)
     with settings.open_store() as store:
         done = store.repair(image, place)
@@ -45,8 +45,12 @@ def repair_command(settings: Settings, image: str, place: str, as_json: bool) ->
         if not done.blocks and done.mended and not done.before.damaged:
             output.note(f"{name}: was whole, and is")
         elif done.mended:
-            output.line(f"{name}: {done.before.status.value}, repaired: {done.blocks} blocks, {size(done.bytes)}")
+            output.line(f"{name}: {done.before.status.value}, repaired: {_blocks(done.blocks)}, {size(done.bytes)}")
         else:
             detail = f" ({printable(done.after.detail)})" if done.after.detail else ""
-            output.line(f"{name}: still {done.after.status.value}{detail} after {done.blocks} blocks of the copy")
+            output.line(f"{name}: still {done.after.status.value}{detail} after {_blocks(done.blocks)} of the copy")
     return ExitCode.OK if done.mended else ExitCode.DAMAGED
+
+
+def _blocks(count: int) -> str:
+    return "1 block" if count == 1 else f"{count} blocks"

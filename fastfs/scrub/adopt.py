@@ -24,7 +24,7 @@ from fastfs.scrub.limits import Limits, Priority, Stopped, io_priority
 from fastfs.scrub.reading import Digests, Unreadable, digest_all
 from fastfs.sidecar import Relation
 
-# Streams at once: what fills the lanes of two hash workers.
+# Streams at once: 16 lanes on each of two processors.
 JOBS = 32
 # What a pump takes beside the block digests.
 ALGORITHMS_MAX = 3

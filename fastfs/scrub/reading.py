@@ -50,8 +50,7 @@ def digest_all(
     """
     hashers = hashing.hashers(names, engine)
     recorder = Recorder(block_size)
-    alone = all(isinstance(one, _native.EngineDigest) for one in hashers)
-    pump = _native.Pump(-1, [*hashers, recorder.hasher], helpers=0 if alone else -1)
+    pump = _native.Pump(-1, [*hashers, recorder.hasher])
     guest = Guest(fd, info.st_size)
     try:
         sparse = info.st_blocks * 512 < info.st_size
