@@ -2,9 +2,8 @@
 
     python -m bench.scaling --dir /srv/scratch
 
-They are CPU time, user and system of all threads, and not elapsed time: waiting does not count, but who shares a core makes
-them worse.
-The best of some rounds counts.
+They are CPU time, user and system of all threads, and not elapsed time: waiting does not count, but who shares a core
+makes them worse.  The best of some rounds counts.
 """
 
 from __future__ import annotations

@@ -423,6 +423,7 @@ cdef class Pump:
             with nogil:
                 d.ops.free(d)
         self.held = []
+        self.updates = ()  # they may refer to us, which the collector could not see
 
     @property
     def size(self):

@@ -45,11 +45,11 @@ struct ride {
     TAILQ_ENTRY(ride) link;
 };
 
-/* Streams of one class of the engine, which can share lanes, and of one device that is written to: if it hangs, no others
- * hang with it.  Nobody's while it has no callers. */
+/* Streams of one class of the engine, which can share lanes, and of one device that is read and one that is written to: if
+ * one hangs, no others hang with it.  Nobody's while it has no callers. */
 struct crew {
     const struct ways *ways;
-    dev_t device;     /* 0: they only hash */
+    dev_t source, target; /* 0: memory; nothing is written */
     unsigned callers; /* that could ride, and that do */
     unsigned rides;   /* those that wait, and those that somebody drives */
     unsigned drivers;
@@ -58,6 +58,7 @@ struct crew {
 
 static struct {
     pthread_mutex_t lock;
+    unsigned callers; /* of all crews */
     struct crew crew[CREWS];
 } all = { .lock = PTHREAD_MUTEX_INITIALIZER };
 
@@ -65,6 +66,7 @@ static void begin_anew(void)
 {
     pthread_mutex_init(&all.lock, NULL);
     memset(all.crew, 0, sizeof all.crew);
+    all.callers = 0;
     for (unsigned i = 0; i < CREWS; i++)
         TAILQ_INIT(&all.crew[i].waiting);
 }
@@ -76,21 +78,26 @@ static void start(void)
 }
 
 /* Be a caller of such a crew; NULL: there are too many others. */
-static struct crew *join(const struct ways *k, dev_t device)
+static struct crew *join(const struct ways *k, dev_t source, dev_t target)
 {
     struct crew *found = NULL;
     pthread_mutex_lock(&all.lock);
     for (struct crew *c = all.crew; c < all.crew + CREWS; c++) {
-        if (c->callers > 0 && c->ways == k && c->device == device) {
+        if (c->callers > 0 && c->ways == k && c->source == source && c->target == target) {
             found = c;
             break;
         }
         if (c->callers == 0)
             found = c;
     }
-    if (found != NULL && found->callers++ == 0) {
+    if (found != NULL && found->callers == 0) {
         found->ways = k;
-        found->device = device;
+        found->source = source;
+        found->target = target;
+    }
+    if (found != NULL) {
+        found->callers++;
+        all.callers++;
     }
     pthread_mutex_unlock(&all.lock);
     return found;
@@ -100,6 +107,7 @@ static void leave(struct crew *c)
 {
     pthread_mutex_lock(&all.lock);
     c->callers--;
+    all.callers--;
     pthread_mutex_unlock(&all.lock);
 }
 
@@ -145,12 +153,16 @@ static unsigned ready_rides(const struct ways *k, struct ride *const *lane, unsi
     return ready;
 }
 
+/* What a driver has hashed, for the engine's counters. */
+struct work {
+    uint64_t steps, lanes, bytes;
+};
+
 /* Hash what the rides have read, as many at a time as is best and as much as all of these have: what is left of the
  * others is hashed in the next round, in full lanes again. */
-static void hash(const struct ways *k, struct ride *const *lane, unsigned n)
+static void hash(const struct ways *k, struct ride *const *lane, unsigned n, struct work *done)
 {
     struct ride *in[WAYS_LANES];
-    uint64_t steps = 0, lanes = 0, bytes = 0;
     unsigned ready = ready_rides(k, lane, n, in);
     for (unsigned at = 0, some; at < ready; at += some) {
         union hash_state *first[WAYS_LANES], *second[WAYS_LANES];
@@ -168,11 +180,10 @@ static void hash(const struct ways *k, struct ride *const *lane, unsigned n)
         ways_advance(k, ways_best(k, some), first, second, data, len / k->unit, some);
         for (unsigned i = 0; i < some; i++)
             in[at + i]->pump->hashed += len;
-        steps++;
-        lanes += some;
-        bytes += some * len * (k->pair ? 2 : 1);
+        done->steps++;
+        done->lanes += some;
+        done->bytes += some * len * (k->pair ? 2 : 1);
     }
-    engine_count(steps, lanes, bytes);
 }
 
 static uint64_t now(void)
@@ -197,14 +208,14 @@ static void flush(struct ride *r)
 }
 
 /* No lock held. */
-static void drive_on(const struct ways *k, struct ride *const *lane, unsigned n)
+static void drive_on(const struct ways *k, struct ride *const *lane, unsigned n, struct work *done)
 {
     size_t piece = PIECE_MOST; /* halves of a block, so that all come to its end in step */
     while (piece > PIECE_LEAST && n * piece > ROUND)
         piece /= 2;
     for (unsigned i = 0; i < n; i++)
         fill(lane[i], piece);
-    hash(k, lane, n);
+    hash(k, lane, n, done);
     for (unsigned i = 0; i < n; i++) {
         struct ride *r = lane[i];
         if (r->pump->hashed == PUMP_BLOCK)
@@ -218,14 +229,19 @@ static void drive_on(const struct ways *k, struct ride *const *lane, unsigned n)
 
 /* -- who drives ----------------------------------------------------------------------------------------- */
 
-/* How many drivers the crew may have: as many as there are processors that no other crew has, and one in any case, since
- * crews know nothing of one another. */
+/* How many drivers the crew may have: as many as there are processors that no other crew has, and its part of all in any
+ * case, for the others' drivers may hang; at least one. */
 static unsigned seats(const struct crew *c, unsigned cores)
 {
-    unsigned others = 0;
-    for (const struct crew *other = all.crew; other < all.crew + CREWS; other++)
-        others += other != c ? other->drivers : 0;
-    return others < cores ? cores - others : 1;
+    unsigned drivers = 0, crews = 1;
+    for (const struct crew *other = all.crew; other < all.crew + CREWS; other++) {
+        if (other == c || other->rides == 0)
+            continue;
+        drivers += other->drivers;
+        crews++;
+    }
+    unsigned left = drivers < cores ? cores - drivers : 1, part = cores / crews;
+    return left > part ? left : part;
 }
 
 /* Have an owner drive whose ride waits.  Lock held. */
@@ -266,7 +282,7 @@ static unsigned end_turns(struct crew *c, struct ride **lane, unsigned n, const 
 }
 
 /* Drive until the own ride, which waits, is over.  Called and left with the lock held. */
-static void drive(struct crew *c, struct ride *own, unsigned cores)
+static void drive(struct crew *c, struct ride *own, unsigned cores, struct work *done)
 {
     const struct ways *k = c->ways;
     struct ride *lane[WAYS_LANES] = { take(c, own) };
@@ -284,7 +300,7 @@ static void drive(struct crew *c, struct ride *own, unsigned cores)
             put_back(c, lane[--n]);
         call_driver(c, cores);
         pthread_mutex_unlock(&all.lock);
-        drive_on(k, lane, n);
+        drive_on(k, lane, n, done);
         pthread_mutex_lock(&all.lock);
         unsigned on = 0;
         for (unsigned i = 0; i < n; i++) {
@@ -309,6 +325,7 @@ static void drive(struct crew *c, struct ride *own, unsigned cores)
 /* Go with the crew until there is a result. */
 static int ride(struct crew *c, struct ride *own, unsigned cores)
 {
+    struct work done = { 0, 0, 0 };
     own->ended = own->over = false;
     pthread_cond_init(&own->called, NULL);
     pthread_mutex_lock(&all.lock);
@@ -317,12 +334,13 @@ static int ride(struct crew *c, struct ride *own, unsigned cores)
     c->rides++;
     while (!own->over) {
         if (own->waits && c->drivers < seats(c, cores))
-            drive(c, own, cores);
+            drive(c, own, cores, &done);
         else
             pthread_cond_wait(&own->called, &all.lock);
     }
     pthread_mutex_unlock(&all.lock);
     pthread_cond_destroy(&own->called);
+    engine_count(done.steps, done.lanes, done.bytes);
     return own->result;
 }
 
@@ -330,9 +348,11 @@ static int ride(struct crew *c, struct ride *own, unsigned cores)
 static bool pays(const struct crew *c, unsigned cores)
 {
     pthread_mutex_lock(&all.lock);
-    unsigned callers = c->callers;
+    unsigned callers = all.callers, each = share_of(callers, cores);
+    if (each > c->callers)
+        each = c->callers;
     pthread_mutex_unlock(&all.lock);
-    return callers > cores && ways_rate(c->ways, share_of(callers, cores)) >= 1.3 * ways_rate(c->ways, 1);
+    return callers > cores && each > 1 && ways_rate(c->ways, each) >= 1.3 * ways_rate(c->ways, 1);
 }
 
 enum { TMPFS = 0x01021994 };
@@ -400,7 +420,7 @@ int crew_read(struct pump *p, struct pump_source *s, uint64_t budget)
 {
     static pthread_once_t once = PTHREAD_ONCE_INIT;
     const struct ways *k = may_join(p, s) ? engine_ways(p->engine) : NULL;
-    if (k == NULL)
+    if (k == NULL || budget == 0)
         return pump_read(p, s, budget);
     struct stat source, target = { .st_dev = 0 };
     struct ride own = { .pump = p, .source = s };
@@ -410,7 +430,7 @@ int crew_read(struct pump *p, struct pump_source *s, uint64_t budget)
         return pump_read(p, s, budget);
     }
     pthread_once(&once, start);
-    struct crew *c = join(k, target.st_dev);
+    struct crew *c = join(k, own.in_memory ? 0 : source.st_dev, target.st_dev);
     uint64_t end = p->size + (budget < INT64_MAX ? budget : INT64_MAX);
     int more = 1;
     if (c != NULL) {

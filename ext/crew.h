@@ -8,9 +8,8 @@
  * all of them in lanes while they are in the processor's own cache, writes the blocks that are full, and goes on; streams
  * join and leave between rounds.  A driver whose own stream is done hands over to another owner.
  *
- * Who drives waits for nobody's source: only what is in the page cache is read, and a stream that has nothing there goes on by
- * itself for a while.  Streams that write to different devices have different crews, so that a device that is slow or hangs
- * holds up nobody who does not write to it.
+ * Only what is in the page cache is read, and a stream that has nothing there goes on by itself for a while.  Streams of
+ * different devices have different crews, so that a device that is slow or hangs holds up nobody who has no business with it.
  */
 #ifndef FASTFS_CREW_H
 #define FASTFS_CREW_H

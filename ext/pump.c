@@ -220,11 +220,12 @@ int pump_flush(struct pump *p)
         return 0;
     size_t len = p->fill;
     unsigned slot = p->slot;
+    struct digests *late = p->hashed == len ? p->others : p->digests; /* that may not have done with it yet */
     p->slot = (slot + 1) % PUMP_BLOCKS;
     p->fill = 0;
     int err = dispatch(p, p->ring + (size_t)slot * PUMP_BLOCK, len, p->size - len, &p->ticket[slot]);
     /* A block that nobody needs any more is filled again while it is in the cache. */
-    if (err == 0 && p->digests->ops->done(p->digests) >= p->ticket[slot])
+    if (err == 0 && (late == NULL || late->ops->done(late) >= p->ticket[slot]))
         p->slot = slot;
     return err;
 }
@@ -359,7 +360,8 @@ ssize_t pump_fill_ready(struct pump *p, struct pump_source *s, size_t most, bool
 {
     if (atomic_load(&p->cancelled))
         return fail(p, PUMP_SOURCE, -ECANCELED);
-    if (p->fill == 0 && p->digests->ops->done(p->digests) < p->ticket[p->slot])
+    /* Whoever calls this hashes in the engine's place. */
+    if (p->fill == 0 && p->others != NULL && p->others->ops->done(p->others) < p->ticket[p->slot])
         return -EBUSY;
     if (most > PUMP_BLOCK - p->fill)
         most = PUMP_BLOCK - p->fill;

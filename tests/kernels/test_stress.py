@@ -156,7 +156,7 @@ def test_a_crew_of_many_threads(sanitizer: str, driver: Driver, objects: list[Pa
             assert done.returncode == 0, done.stdout[-5000:]
             assert f"kernel {name}" in done.stdout
     if name.startswith("avx"):
-        assert float(done.stdout.split("lanes ")[1].split()[0]) > 1.2, "nobody shared lanes"
+        assert float(done.stdout.split("lanes ")[1].split()[0]) > 1.05, "nobody shared lanes"
 
 
 CREW_SEEDS = {
@@ -171,7 +171,8 @@ CREW_SEEDS = {
     "a block that a digest needs is filled anew": (
         "address",
         "pump.c",
-        "    if (p->fill == 0 && p->digests->ops->done(p->digests) < p->ticket[p->slot])\n        return -EBUSY;\n",
+        "    if (p->fill == 0 && p->others != NULL && "
+        "p->others->ops->done(p->others) < p->ticket[p->slot])\n        return -EBUSY;\n",
         "",
     ),
 }
