@@ -125,6 +125,9 @@ cdef extern from "pump.h" nogil:
     int pump_finish(pump_t *p)
     bint pump_is_zero(const void *data, size_t n)
 
+cdef extern from "hash/xxh3.h" nogil:
+    enum: XXH3_SHORT
+
 cdef extern from "blocks.h" nogil:
     ctypedef struct blocks_t "struct blocks_result":
         const unsigned char *table
@@ -288,8 +291,8 @@ cdef class BlockDigests:
     cdef tuple result
 
     def __cinit__(self, size_t block_size):
-        if block_size <= 240:
-            raise ValueError("a block has more than 240 bytes")
+        if block_size <= XXH3_SHORT:
+            raise ValueError(f"a block has more than {XXH3_SHORT} bytes")
         self.block_size = block_size
 
     def digests(self):

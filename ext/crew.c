@@ -7,8 +7,8 @@
 #include <string.h>
 #include <sys/queue.h>
 #include <sys/stat.h>
-#include <time.h>
 
+#include "clock.h"
 #include "engine.h"
 #include "fsops.h"
 
@@ -124,6 +124,12 @@ static size_t unhashed(const struct ride *r)
     return r->pump->fill - r->pump->hashed;
 }
 
+static void end(struct ride *r, int result)
+{
+    r->ended = true;
+    r->result = result;
+}
+
 /* Have about `most` bytes to hash. */
 static void fill(struct ride *r, size_t most)
 {
@@ -134,12 +140,10 @@ static void fill(struct ride *r, size_t most)
     if (r->budget < most)
         most = (size_t)r->budget;
     ssize_t n = pump_fill_ready(p, r->source, most, r->in_memory);
-    if (n > 0) {
+    if (n > 0)
         r->budget -= (uint64_t)n;
-    } else {
-        r->ended = true;
-        r->result = n == 0 || n == -ECANCELED ? (int)n : n == -EBUSY ? BUSY : NOT_READY;
-    }
+    else
+        end(r, n == 0 || n == -ECANCELED ? (int)n : n == -EBUSY ? BUSY : NOT_READY);
 }
 
 /* Those that have bytes to hash: whole units, and so many that a step of all lanes is worth while, if any have. */
@@ -186,25 +190,15 @@ static void hash(const struct ways *k, struct ride *const *lane, unsigned n, str
     }
 }
 
-static uint64_t now(void)
-{
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return (uint64_t)t.tv_sec * 1000000000u + (uint64_t)t.tv_nsec;
-}
-
 /* Send a full block on its way. */
 static void flush(struct ride *r)
 {
-    uint64_t begin = now();
+    uint64_t begin = clock_ns();
     int err = pump_flush(r->pump);
-    if (err < 0) {
-        r->ended = true;
-        r->result = err;
-    } else if (now() - begin > SLOW && !r->ended) {
-        r->ended = true;
-        r->result = NOT_READY;
-    }
+    if (err < 0)
+        end(r, err);
+    else if (clock_ns() - begin > SLOW && !r->ended)
+        end(r, NOT_READY);
 }
 
 /* No lock held. */
@@ -220,10 +214,8 @@ static void drive_on(const struct ways *k, struct ride *const *lane, unsigned n,
         struct ride *r = lane[i];
         if (r->pump->hashed == PUMP_BLOCK)
             flush(r);
-        if (!r->ended && (r->source->limit == 0 || r->budget == 0)) {
-            r->ended = true;
-            r->result = r->source->limit > 0;
-        }
+        if (!r->ended && (r->source->limit == 0 || r->budget == 0))
+            end(r, r->source->limit > 0);
     }
 }
 
@@ -252,9 +244,15 @@ static void call_driver(struct crew *c, unsigned cores)
         pthread_cond_signal(&r->called);
 }
 
-static void put_back(struct crew *c, struct ride *r)
+static void wait_in_front(struct crew *c, struct ride *r)
 {
     TAILQ_INSERT_HEAD(&c->waiting, r, link);
+    r->waits = true;
+}
+
+static void wait_behind(struct crew *c, struct ride *r)
+{
+    TAILQ_INSERT_TAIL(&c->waiting, r, link);
     r->waits = true;
 }
 
@@ -271,12 +269,10 @@ static unsigned end_turns(struct crew *c, struct ride **lane, unsigned n, const 
 {
     unsigned on = 0;
     for (unsigned i = 0; i < n; i++) {
-        if (lane[i] == own || lane[i]->budget > lane[i]->turn_ends) {
+        if (lane[i] == own || lane[i]->budget > lane[i]->turn_ends)
             lane[on++] = lane[i];
-            continue;
-        }
-        TAILQ_INSERT_TAIL(&c->waiting, lane[i], link);
-        lane[i]->waits = true;
+        else
+            wait_behind(c, lane[i]);
     }
     return on;
 }
@@ -297,7 +293,7 @@ static void drive(struct crew *c, struct ride *own, unsigned cores, struct work 
         while (n < share && !TAILQ_EMPTY(&c->waiting))
             lane[n++] = take(c, TAILQ_FIRST(&c->waiting));
         while (n > share && lane[n - 1] != own)
-            put_back(c, lane[--n]);
+            wait_in_front(c, lane[--n]);
         call_driver(c, cores);
         pthread_mutex_unlock(&all.lock);
         drive_on(k, lane, n, done);
@@ -316,7 +312,7 @@ static void drive(struct crew *c, struct ride *own, unsigned cores, struct work 
         n = on;
     }
     while (n > 0)
-        put_back(c, lane[--n]);
+        wait_in_front(c, lane[--n]);
     c->drivers--;
     for (struct crew *any = all.crew; any < all.crew + CREWS; any++)
         call_driver(any, cores);
@@ -329,8 +325,7 @@ static int ride(struct crew *c, struct ride *own, unsigned cores)
     own->ended = own->over = false;
     pthread_cond_init(&own->called, NULL);
     pthread_mutex_lock(&all.lock);
-    TAILQ_INSERT_TAIL(&c->waiting, own, link);
-    own->waits = true;
+    wait_behind(c, own);
     c->rides++;
     while (!own->over) {
         if (own->waits && c->drivers < seats(c, cores))
@@ -355,22 +350,20 @@ static bool pays(const struct crew *c, unsigned cores)
     return callers > cores && each > 1 && ways_rate(c->ways, each) >= 1.3 * ways_rate(c->ways, 1);
 }
 
-enum { TMPFS = 0x01021994 };
-
 /* Is it a regular file of this machine's own, as a rule, so that no server makes anybody wait? */
 static bool is_near(int fd, struct stat *info, bool *in_memory)
 {
     if (fstat(fd, info) != 0 || !S_ISREG(info->st_mode)) /* a block device is in devtmpfs, which is tmpfs */
         return false;
     int64_t kind = fsops_kind(fd);
-    *in_memory = kind == TMPFS;
+    *in_memory = kind == FSOPS_TMPFS;
     switch (kind) {
-    case 0xEF53:     /* ext2, ext3, ext4 */
-    case 0x58465342: /* XFS */
-    case 0x9123683E: /* Btrfs */
-    case 0xF2F52010: /* F2FS */
-    case 0x794C7630: /* overlayfs */
-    case TMPFS:
+    case FSOPS_EXT4:
+    case FSOPS_XFS:
+    case FSOPS_BTRFS:
+    case FSOPS_F2FS:
+    case FSOPS_OVERLAYFS:
+    case FSOPS_TMPFS:
         return true;
     default:
         return false;
@@ -390,7 +383,7 @@ static int read_with_others(struct crew *c, struct ride *own, uint64_t end)
     struct pump_source *s = own->source;
     unsigned cores = engine_cores();
     while (p->size < end && may_join(p, s)) {
-        uint64_t alone = PUMP_BLOCK, before = p->size;
+        uint64_t some = PUMP_BLOCK, before = p->size;
         if (pays(c, cores)) {
             int err = pump_wait(p);
             if (err)
@@ -407,9 +400,9 @@ static int read_with_others(struct crew *c, struct ride *own, uint64_t end)
             if (result != NOT_READY)
                 return result;
             if (p->size == before) /* reading and hashing overlap again */
-                alone = TURN;
+                some = TURN;
         }
-        int more = pump_read(p, s, alone < end - p->size ? alone : end - p->size);
+        int more = pump_read(p, s, some < end - p->size ? some : end - p->size);
         if (more != 1)
             return more;
     }

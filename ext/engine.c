@@ -482,6 +482,29 @@ static void split(struct stream *s, struct strand *t)
     shorten_tail(other);
 }
 
+/* The class in which all digests of the stream would advance together. */
+static struct class *common_class(const struct stream *s)
+{
+    if (s->n == 1)
+        return s->strand[0].class;
+    const struct ways *second = s->strand[s->n - 1].class->ways;
+    if (s->n == 2 && s->strand[0].class == class_of(ways_alone(HASH_MD5)) && ways_beside_md5(second->second)->count > 0)
+        return class_of(ways_beside_md5(second->second));
+    return NULL;
+}
+
+/* A pair again, out of the two strands that it was split into: nothing is queued, no tail is left. */
+static void unite(struct stream *s)
+{
+    struct strand *t = &s->strand[0], *other = &s->strand[--s->n];
+    struct class *pair = class_of(ways_beside_md5(other->class->ways->second));
+    t->state[1] = other->state[0];
+    other->class->strands--;
+    t->class->strands--;
+    t->class = pair;
+    t->class->strands++;
+}
+
 static int engine_post(struct digests *d, const void *data, size_t len, uint64_t *ticket)
 {
     struct stream *s = (struct stream *)d;
@@ -652,17 +675,6 @@ unsigned engine_digest(struct digests *d, unsigned i, unsigned char out[ENGINE_D
     return 0;
 }
 
-/* The class in which all digests of the stream would advance together. */
-static struct class *common_class(const struct stream *s)
-{
-    if (s->n == 1)
-        return s->strand[0].class;
-    const struct ways *second = s->strand[s->n - 1].class->ways;
-    if (s->n == 2 && s->strand[0].class == class_of(ways_alone(HASH_MD5)) && ways_beside_md5(second->second)->count > 0)
-        return class_of(ways_beside_md5(second->second));
-    return NULL;
-}
-
 const struct ways *engine_ways(struct digests *d)
 {
     const struct class *k = common_class((const struct stream *)d);
@@ -672,22 +684,14 @@ const struct ways *engine_ways(struct digests *d)
 union hash_state *engine_lend(struct digests *d)
 {
     struct stream *s = (struct stream *)d;
-    struct strand *t = &s->strand[0];
     pthread_mutex_lock(&engine.lock);
     bool idle = lowest(s) == s->posted;
     for (unsigned i = 0; i < s->n; i++)
         idle = idle && s->strand[i].tail_len == 0;
-    if (idle && s->n == 2) { /* a pair again, as before it was split */
-        struct class *pair = common_class(s);
-        t->state[1] = s->strand[1].state[0];
-        s->strand[1].class->strands--;
-        t->class->strands--;
-        t->class = pair;
-        t->class->strands++;
-        s->n = 1;
-    }
+    if (idle && s->n == 2)
+        unite(s);
     pthread_mutex_unlock(&engine.lock);
-    return idle ? t->state : NULL;
+    return idle ? s->strand[0].state : NULL;
 }
 
 unsigned engine_cores(void)

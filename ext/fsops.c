@@ -15,21 +15,17 @@
 #include <sys/xattr.h>
 #include <unistd.h>
 
-/* statfs(2) */
-#define EXT4_MAGIC 0xEF53
-#define XFS_MAGIC 0x58465342
-
 /* No page is smaller. */
 #define PAGE_MIN 4096
 
 int fsops_reserve(int fd, uint64_t size)
 {
-    struct statfs fs;
     /* Below this the call costs more than it saves. */
-    if (size < 1024 * 1024 || size > INT64_MAX || fstatfs(fd, &fs) != 0)
+    if (size < 1024 * 1024 || size > INT64_MAX)
         return 0;
     /* Writing to ext4 is 1.7 times as fast into reserved space; tmpfs would clear every page twice. */
-    if (fs.f_type != EXT4_MAGIC && fs.f_type != XFS_MAGIC)
+    int64_t kind = fsops_kind(fd);
+    if (kind != FSOPS_EXT4 && kind != FSOPS_XFS)
         return 0;
     int err;
     do

@@ -60,7 +60,17 @@ void fsops_sync_many(int *fds, size_t n);
  * happened since `fd` was opened is told, once for each open file. */
 int fsops_syncfs(int fd);
 
-/* The magic number of the file system of `fd` (statfs(2)), or -errno. */
+/* Magic numbers of file systems, statfs(2); ext2 and ext3 have that of ext4. */
+enum {
+    FSOPS_EXT4 = 0xEF53,
+    FSOPS_XFS = 0x58465342,
+    FSOPS_BTRFS = 0x9123683E,
+    FSOPS_F2FS = 0xF2F52010,
+    FSOPS_OVERLAYFS = 0x794C7630,
+    FSOPS_TMPFS = 0x01021994,
+};
+
+/* That of the file system of `fd`, or -errno. */
 int64_t fsops_kind(int fd);
 /* Which pages of the `len` bytes from `offset` on (a multiple of the page size) are in the page cache: a byte
  * for each page (`pages` has room for one per 4096 bytes), its lowest bit set if it is.  A file that the caller may not write to is all there. */

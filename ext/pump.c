@@ -8,8 +8,9 @@
 #include <poll.h>
 #include <string.h>
 #include <sys/uio.h>
-#include <time.h>
 #include <unistd.h>
+
+#include "clock.h"
 
 static const unsigned char zeroes[PUMP_BLOCK] __attribute__((aligned(PUMP_PAGE)));
 
@@ -31,15 +32,19 @@ static int fail(struct pump *p, enum pump_side side, int err)
 
 static void target_begin(struct pump *p)
 {
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    atomic_store(&p->busy_since, (uint64_t)t.tv_sec * 1000000000u + (uint64_t)t.tv_nsec);
+    atomic_store(&p->busy_since, clock_ns());
 }
 
 /* Linux 6.14; older headers do not have it. */
 #ifndef RWF_DONTCACHE
 #define RWF_DONTCACHE 0x80
 #endif
+
+/* A kernel or a file system that does not know the flag of a preadv2 or pwritev2. */
+static bool is_unknown_flag(int err)
+{
+    return err == EOPNOTSUPP || err == EINVAL || err == ENOSYS;
+}
 
 static void set_direct(struct pump *p, bool on)
 {
@@ -61,7 +66,7 @@ static ssize_t put(struct pump *p, const unsigned char *data, size_t len, uint64
     if (p->uncached) {
         struct iovec piece = { (void *)data, len };
         ssize_t n = pwritev2(p->fd, &piece, 1, (off_t)at, RWF_DONTCACHE);
-        if (n >= 0 || (errno != EOPNOTSUPP && errno != EINVAL && errno != ENOSYS))
+        if (n >= 0 || !is_unknown_flag(errno))
             return n;
         p->uncached = false;
         p->drop = true;
@@ -201,15 +206,21 @@ unsigned char *pump_open_block(const struct pump *p)
     return p->ring + (size_t)p->slot * PUMP_BLOCK;
 }
 
+static int wait_for(struct pump *p, uint64_t ticket)
+{
+    int err = p->digests->ops->wait(p->digests, ticket);
+    return err ? fail(p, PUMP_DIGEST, err) : 0;
+}
+
+int pump_wait(struct pump *p)
+{
+    return wait_for(p, p->last);
+}
+
 unsigned char *pump_room(struct pump *p, size_t *room, int *err)
 {
-    if (p->fill == 0) {
-        *err = p->digests->ops->wait(p->digests, p->ticket[p->slot]);
-        if (*err) {
-            p->side = PUMP_DIGEST;
-            return NULL;
-        }
-    }
+    if (p->fill == 0 && (*err = wait_for(p, p->ticket[p->slot])) != 0)
+        return NULL;
     *room = PUMP_BLOCK - p->fill;
     return pump_open_block(p) + p->fill;
 }
@@ -219,14 +230,13 @@ int pump_flush(struct pump *p)
     if (p->fill == 0)
         return 0;
     size_t len = p->fill;
-    unsigned slot = p->slot;
+    uint64_t *ticket = &p->ticket[p->slot];
     struct digests *late = p->hashed == len ? p->others : p->digests; /* that may not have done with it yet */
-    p->slot = (slot + 1) % PUMP_BLOCKS;
     p->fill = 0;
-    int err = dispatch(p, p->ring + (size_t)slot * PUMP_BLOCK, len, p->size - len, &p->ticket[slot]);
+    int err = dispatch(p, pump_open_block(p), len, p->size - len, ticket);
     /* A block that nobody needs any more is filled again while it is in the cache. */
-    if (err == 0 && (late == NULL || late->ops->done(late) >= p->ticket[slot]))
-        p->slot = slot;
+    if (err || (late != NULL && late->ops->done(late) < *ticket))
+        p->slot = (p->slot + 1) % PUMP_BLOCKS;
     return err;
 }
 
@@ -296,7 +306,7 @@ static ssize_t fill(struct pump *p, struct pump_source *s, uint64_t want)
         if (s->uncached && s->offset >= 0) {
             struct iovec piece = { to, room };
             n = preadv2(s->fd, &piece, 1, (off_t)s->offset, RWF_DONTCACHE);
-            if (n < 0 && (errno == EOPNOTSUPP || errno == EINVAL || errno == ENOSYS)) {
+            if (n < 0 && is_unknown_flag(errno)) {
                 s->uncached = false;
                 continue;
             }
@@ -370,7 +380,7 @@ ssize_t pump_fill_ready(struct pump *p, struct pump_source *s, size_t most, bool
     struct iovec piece = { pump_open_block(p) + p->fill, most };
     ssize_t n = preadv2(s->fd, &piece, 1, (off_t)s->offset, in_memory ? 0 : RWF_NOWAIT);
     if (n < 0) {
-        if (errno == EOPNOTSUPP || errno == EINVAL || errno == ENOSYS)
+        if (is_unknown_flag(errno))
             p->alone = true;
         return -EAGAIN;
     }
@@ -382,12 +392,6 @@ ssize_t pump_fill_ready(struct pump *p, struct pump_source *s, size_t most, bool
     s->offset += n;
     s->limit -= (uint64_t)n;
     return n;
-}
-
-int pump_wait(struct pump *p)
-{
-    int err = p->digests->ops->wait(p->digests, p->last);
-    return err ? fail(p, PUMP_DIGEST, err) : 0;
 }
 
 int pump_finish(struct pump *p)

@@ -6,14 +6,15 @@
 #include <stdalign.h>
 #include <stdlib.h>
 #include <string.h>
-#include <time.h>
+
+#include "clock.h"
 
 enum { MEASURE = 4096 /* bytes of each stream */ };
 
 static const struct hash_kernels *kernels;
 static struct ways classes[WAYS_CLASSES];
 
-/* Measuring is done by one at a time. */
+/* Selecting and measuring is done by one at a time. */
 static pthread_mutex_t measuring = PTHREAD_MUTEX_INITIALIZER;
 
 void ways_begin_anew(void)
@@ -56,10 +57,12 @@ const char *ways_select(const char *name)
     const struct hash_kernels *found = hash_select(name, &why);
     if (found == NULL)
         return why;
+    pthread_mutex_lock(&measuring);
     if (found != kernels) { /* otherwise somebody may be hashing with them already */
         kernels = found;
         list_ways();
     }
+    pthread_mutex_unlock(&measuring);
     return NULL;
 }
 
@@ -142,13 +145,6 @@ void ways_advance_one(const struct ways *k, union hash_state *first, union hash_
     ways_advance(k, &k->way[0], &first, &second, &data, units, 1);
 }
 
-static double now(void)
-{
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return (double)t.tv_sec * 1e9 + (double)t.tv_nsec;
-}
-
 /* ns that hashing so many bytes of each stream takes, once. */
 static double time_of(const struct ways *k, const struct way *w, const unsigned char *memory)
 {
@@ -162,9 +158,9 @@ static double time_of(const struct ways *k, const struct way *w, const unsigned 
         hash_init(k->second, second[i]);
         data[i] = memory + i * (MEASURE + 256);
     }
-    double begin = now();
+    uint64_t begin = clock_ns();
     ways_advance(k, w, first, second, data, MEASURE / k->unit, w->width);
-    return now() - begin + 1;
+    return (double)(clock_ns() - begin) + 1;
 }
 
 /* The least time of seven: what disturbs a measurement only makes it longer.  In turns, so that a disturbance meets all

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import threading
 import time
 from collections.abc import Callable, Sequence
 from functools import lru_cache
@@ -106,22 +105,6 @@ def engine_algorithms() -> frozenset[str]:
 
     :raises BadStoreConfiguration: ``FASTFS_KERNEL`` or ``FASTFS_HASH_THREADS`` has no sense here.
     """
-    with _CHOOSING:
-        return _chosen()
-
-
-_CHOOSING = threading.Lock()  # kernels are selected by one thread at a time
-
-
-def _begin_anew() -> None:
-    global _CHOOSING
-    _CHOOSING = threading.Lock()
-
-
-os.register_at_fork(after_in_child=_begin_anew)
-
-
-def _chosen() -> frozenset[str]:
     forced = os.environ.get(ENV_KERNEL, "")
     try:
         _native.select_kernel(forced or None)

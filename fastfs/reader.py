@@ -70,8 +70,9 @@ class ChunkedFile(_native.FileRange):
             raise ValueError(f"{self.path} was read to its end already; get() it again")
         return self
 
-    def _error(self, number: int) -> BaseException:
+    def _error(self, number: int | None) -> BaseException:
         self.close()
+        number = number or errno.EIO
         if number == errno.ENODATA:
             return StorageError(
                 f"{self.path} ends before byte {self.offset + self.length}, to which it reached when it was opened: it "
@@ -117,7 +118,7 @@ class ChunkedFile(_native.FileRange):
             else:  # it may lie where no file can have a position
                 os.lseek(fd, 0, os.SEEK_END)
         except OSError as error:
-            raise self._error(error.errno or errno.EIO) from error
+            raise self._error(error.errno) from error
         return fd
 
     def __enter__(self) -> Self:
@@ -358,7 +359,7 @@ class GuardedFile(ChunkedFile):
             self.close()
             raise
         except OSError as error:
-            raise self._error(error.errno or errno.EIO) from error
+            raise self._error(error.errno) from error
         if not piece:
             raise self._error(errno.ENODATA)
         return piece

@@ -179,7 +179,7 @@ class VerifiedFile(ChunkedFile):
         except TypeError:  # None: it ends before that
             raise self._error(errno.ENODATA) from None
         except OSError as error:
-            raise self._error(error.errno or errno.EIO) from error
+            raise self._error(error.errno) from error
         self._compare(at // self._block_size, hasher.digest())
         pieces.reverse()
         return pieces
@@ -234,7 +234,7 @@ class VerifiedFile(ChunkedFile):
             self.close()
             raise
         except OSError as error:
-            raise self._error(error.errno or errno.EIO) from error
+            raise self._error(error.errno) from error
         if piece is None:
             raise self._error(errno.ENODATA)
         return piece
@@ -253,7 +253,7 @@ class VerifiedFile(ChunkedFile):
             self.close()
             raise
         except OSError as error:
-            raise self._error(error.errno or errno.EIO) from error
+            raise self._error(error.errno) from error
         if digest == wanted:
             return
         self.close()
@@ -278,7 +278,7 @@ class VerifiedFile(ChunkedFile):
             )
         except OSError as error:
             attached.close()
-            raise self._error(error.errno or errno.EIO) from error
+            raise self._error(error.errno) from error
         except BaseException:
             attached.close()
             raise

@@ -8,8 +8,7 @@
 #define _GNU_SOURCE
 #include "chains.h"
 #include "cores.h"
-#include "engine.h"
-#include "objects.h"
+#include "stress.h"
 #include "tee.h"
 #include "ways.h"
 
@@ -26,9 +25,6 @@ static void counted(unsigned n)
 #include "crew.c"
 
 #include <fcntl.h>
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
 #include <unistd.h>
 
 enum { DATA = 6 << 20, SETS = 6, DEPTH = PUMP_DEPTH };
@@ -70,15 +66,11 @@ static int nameless(unsigned *seed)
 static void compare(unsigned set, struct digests *engine, const struct sum *sum, bool tee, int fd, const unsigned char *from,
                     size_t len)
 {
-    unsigned char ours[ENGINE_DIGESTS][ENGINE_DIGEST_SIZE] = { { 0 } }, right[ENGINE_DIGESTS][ENGINE_DIGEST_SIZE] = { { 0 } };
-    for (unsigned i = 0; i < counts[set]; i++)
-        engine_digest(engine, i, ours[i]);
-    objects_once(sets[set], counts[set], from, len, right);
     struct sum expected = { 0, 0 };
     for (size_t at = 0; at < len; at += PUMP_BLOCK)
         add_up(&expected, from + at, len - at < PUMP_BLOCK ? len - at : PUMP_BLOCK);
     unsigned char *copy = malloc(len + 1);
-    bool good = memcmp(ours, right, sizeof ours) == 0 && (!tee || memcmp(sum, &expected, sizeof expected) == 0);
+    bool good = digests_are_right(engine, sets[set], counts[set], from, len) && (!tee || memcmp(sum, &expected, sizeof expected) == 0);
     if (fd >= 0)
         good = good && pread(fd, copy, len + 1, 0) == (ssize_t)len && memcmp(copy, from, len) == 0;
     free(copy);
@@ -146,19 +138,10 @@ int main(int argc, char **argv)
     unsigned threads = (unsigned)atoi(argv[2]), seed = (unsigned)atoi(argv[4]);
     streams = (unsigned)atoi(argv[3]);
     cores_limit(2);
-    const char *why = engine_select(argc > 5 ? argv[5] : NULL);
-    if (why != NULL) {
-        fprintf(stderr, "%s\n", why);
-        return 3;
-    }
+    use_kernels(argc > 5 ? argv[5] : NULL);
     for (size_t i = 0; i < DATA; i++)
         data[i] = (unsigned char)rand_r(&seed);
-    pthread_t *t = calloc(threads, sizeof *t);
-    for (unsigned i = 0; i < threads; i++)
-        pthread_create(&t[i], NULL, thread, (void *)(size_t)(seed + i));
-    for (unsigned i = 0; i < threads; i++)
-        pthread_join(t[i], NULL);
-    free(t);
+    run_threads(threads, thread, seed);
     unsigned left = 0;
     for (unsigned c = 0; c < CREWS; c++)
         left += all.crew[c].callers + all.crew[c].rides + all.crew[c].drivers + !TAILQ_EMPTY(&all.crew[c].waiting);

@@ -9,9 +9,7 @@
  * engine's insides can be had, it depends on the number of live streams alone, so that pairs are split on every machine.
  */
 #include "engine.c"
-#include "objects.h"
-
-#include <stdio.h>
+#include "stress.h"
 
 enum { DATA = 4 << 20, DEPTH = 8, APART = 3 /* streams, and two more of each three */ };
 
@@ -48,11 +46,7 @@ static struct digests *begin(unsigned kind, unsigned *strands)
 
 static void end(struct digests *d, unsigned kind, size_t len, unsigned strands)
 {
-    unsigned char ours[ENGINE_DIGESTS][ENGINE_DIGEST_SIZE] = { { 0 } }, right[ENGINE_DIGESTS][ENGINE_DIGEST_SIZE] = { { 0 } };
-    for (unsigned i = 0; i < counts[kind]; i++)
-        engine_digest(d, i, ours[i]);
-    objects_once(sets[kind], counts[kind], data, len, right);
-    if (memcmp(ours, right, sizeof ours) != 0) {
+    if (!digests_are_right(d, sets[kind], counts[kind], data, len)) {
         fprintf(stderr, "wrong: set %u, %zu bytes\n", kind, len);
         wrong++;
     }
@@ -126,13 +120,8 @@ int main(int argc, char **argv)
         return 2;
     unsigned threads = (unsigned)atoi(argv[1]), seed = (unsigned)atoi(argv[3]);
     streams = (unsigned)atoi(argv[2]);
-    if (argc > 5) {
-        const char *why = engine_select(argv[5]);
-        if (why != NULL) {
-            fprintf(stderr, "%s\n", why);
-            return 3;
-        }
-    }
+    if (argc > 5)
+        use_kernels(argv[5]);
     for (size_t i = 0; i < DATA; i++)
         data[i] = (unsigned char)rand_r(&seed);
     engine_start();
@@ -142,12 +131,7 @@ int main(int argc, char **argv)
     unsigned one_thread = splits;
     for (unsigned n = 1; n <= WAYS_LANES; n++)
         force(n, n % APART == 1);
-    pthread_t *t = calloc(threads, sizeof *t);
-    for (unsigned i = 0; i < threads; i++)
-        pthread_create(&t[i], NULL, thread, (void *)(size_t)(seed + i));
-    for (unsigned i = 0; i < threads; i++)
-        pthread_join(t[i], NULL);
-    free(t);
+    run_threads(threads, thread, seed);
     struct engine_stats stats;
     engine_stats(&stats);
     printf("kernel %s whole %u given_up %u wrong %u live %llu streams %llu lanes %.2f split %u and %u\n", engine_kernels(),

@@ -41,7 +41,7 @@ def build(
     places = [(scratch if f"{part}.c" in changed else EXT) / f"{part}.c" for part in parts]
     target = scratch / "stress"
     sources = [scratch / "stress.c", *places, *objects]
-    command = [compiler, *COMMON, *options, f"-I{scratch}", *map(str, sources), "-o", str(target)]
+    command = [compiler, *COMMON, *options, f"-I{scratch}", f"-I{HERE}", *map(str, sources), "-o", str(target)]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode and re.search("cannot find .*(tsan|asan|ubsan)", done.stderr):
         pytest.skip("the compiler has no sanitizers")
