@@ -138,6 +138,8 @@ cdef extern from "blocks.h" nogil:
     int blocks_finish(digests *d, blocks_t *r)
 
 cdef extern from "crew.h" nogil:
+    void crew_expect()
+    void crew_expect_no_more()
     int crew_read(pump_t *p, source_t *s, uint64_t budget)
 
 cdef extern from "fsops.h" nogil:
@@ -684,6 +686,18 @@ def kernel_rates(str name not None, bint with_md5=False):
     with nogil:
         n = engine_rates(a, with_md5, widths, rates)
     return {widths[i]: rates[i] for i in range(n)}
+
+
+def expect_stream():
+    """The calling thread will soon have a `Pump` read a regular file: while many do, some may wait for it a moment."""
+    with nogil:
+        crew_expect()
+
+
+def expect_no_stream():
+    """It does not after all.  May be called in any case."""
+    with nogil:
+        crew_expect_no_more()
 
 
 def cores():

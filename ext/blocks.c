@@ -79,7 +79,7 @@ static void blocks_free(struct digests *d)
 
 struct digests *blocks_new(size_t block_size)
 {
-    static const struct digests_ops ops = { blocks_post, blocks_wait, blocks_done, blocks_free, NULL };
+    static const struct digests_ops ops = { blocks_post, blocks_wait, blocks_done, blocks_free, NULL, true };
     engine_start();
     if (ways_kernels() == NULL || block_size <= XXH3_SHORT) {
         errno = block_size <= XXH3_SHORT ? EINVAL : ENOSYS;

@@ -11,7 +11,7 @@
 #include <time.h>
 #include <unistd.h>
 
-enum { GUARDS = 64 };
+enum { GUARDS = 256 };
 
 /* `begin` is 0 in one that is free, `FILLING` while it is being filled. */
 #define FILLING UINTPTR_MAX

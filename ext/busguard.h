@@ -16,7 +16,7 @@
 #include <stddef.h>
 
 /* Guard `len` bytes from `address` on, a private or shared mapping that nobody writes through.  Returns a number for the
- * functions below, or -EAGAIN: there are as many guards as there can be (64), this thread blocks SIGBUS, or somebody has
+ * functions below, or -EAGAIN: there are as many guards as there can be (256), this thread blocks SIGBUS, or somebody has
  * put another handler in the place of ours; -errno of sigaction(2). */
 int busguard_begin(const void *address, size_t len);
 

@@ -191,7 +191,7 @@ static void chains_free(struct digests *d)
     free(c);
 }
 
-static const struct digests_ops chains_ops = { chains_post, chains_wait, chains_done, chains_free, NULL };
+static const struct digests_ops chains_ops = { chains_post, chains_wait, chains_done, chains_free, NULL, false };
 
 struct digests *chains_new(unsigned n, chain_update update, void *const *ctx, unsigned depth, int helpers)
 {

@@ -16,6 +16,14 @@
 
 #include "pump.h"
 
+/* The calling thread is about to call crew_read for a file of some size: drivers may wait for it a little, so that those who
+ * come together hash together from the beginning, and find a processor to come with.  Does nothing if it is expected
+ * already. */
+void crew_expect(void);
+
+/* It does not come after all.  May be called in any case. */
+void crew_expect_no_more(void);
+
 /* As pump_read, which it calls for all that a crew does not do. */
 int crew_read(struct pump *p, struct pump_source *s, uint64_t budget);
 

@@ -12,6 +12,7 @@
 #ifndef FASTFS_DIGESTS_H
 #define FASTFS_DIGESTS_H
 
+#include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 
@@ -33,9 +34,11 @@ struct digests_ops {
      * after this returns. */
     void (*free)(struct digests *d);
 
-    /* The stream's next `len` bytes have been consumed by somebody to whom its state was lent (engine_lend).  NULL where
-     * that cannot be. */
-    void (*moved)(struct digests *d, size_t len);
+    /* The stream's next block, of `len` bytes, has been consumed by somebody to whom its state was lent (engine_lend): returns
+     * its ticket.  NULL where that cannot be. */
+    uint64_t (*moved)(struct digests *d, size_t len);
+
+    bool at_once; /* `post` never leaves anything to be done later */
 };
 
 struct digests {

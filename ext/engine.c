@@ -550,10 +550,13 @@ static uint64_t engine_done(struct digests *d)
     return done;
 }
 
-static void engine_moved(struct digests *d, size_t len)
+/* Without the lock: nothing is queued, so nobody else looks. */
+static uint64_t engine_moved(struct digests *d, size_t len)
 {
     struct stream *s = (struct stream *)d;
     s->strand[0].total += len;
+    s->strand[0].next++;
+    return ++s->posted;
 }
 
 static bool any_running(const struct stream *s)
@@ -617,7 +620,7 @@ static void add_strands(struct stream *s, unsigned n, unsigned md5, unsigned par
 
 struct digests *engine_new(const enum hash_algorithm *algorithms, unsigned n, unsigned depth)
 {
-    static const struct digests_ops ops = { engine_post, engine_wait, engine_done, engine_free, engine_moved };
+    static const struct digests_ops ops = { engine_post, engine_wait, engine_done, engine_free, engine_moved, false };
     if (n < 1 || n > ENGINE_DIGESTS || depth < 2) {
         errno = EINVAL;
         return NULL;

@@ -162,17 +162,22 @@ void pump_init(struct pump *p, int fd, unsigned char *ring, struct digests *dige
     p->thin = thin;
 }
 
+/* The engine has hashed `len` bytes at `data`: so do the others. */
+static int post_others(struct pump *p, const unsigned char *data, size_t len, uint64_t *ticket)
+{
+    *ticket = p->engine->ops->moved(p->engine, len);
+    return p->others != NULL ? p->others->ops->post(p->others, data, len, ticket) : 0;
+}
+
 /* What the engine has hashed already it is not given again. */
 static int post(struct pump *p, const unsigned char *data, size_t len, uint64_t *ticket)
 {
     size_t hashed = p->hashed;
-    if (hashed == 0)
-        return p->digests->ops->post(p->digests, data, len, ticket);
     p->hashed = 0;
-    p->engine->ops->moved(p->engine, hashed);
-    int err = p->engine->ops->post(p->engine, data + hashed, len - hashed, ticket);
-    int other = p->others != NULL ? p->others->ops->post(p->others, data, len, ticket) : 0;
-    return err ? err : other;
+    int err = hashed > 0 ? post_others(p, data, hashed, ticket) : 0;
+    if (err == 0 && hashed < len)
+        err = p->digests->ops->post(p->digests, data + hashed, len - hashed, ticket);
+    return err;
 }
 
 /* Hash and write `len` bytes that belong at `at`; hashing goes on after this returns. */
@@ -392,6 +397,17 @@ ssize_t pump_fill_ready(struct pump *p, struct pump_source *s, size_t most, bool
     s->offset += n;
     s->limit -= (uint64_t)n;
     return n;
+}
+
+int pump_taken(struct pump *p, struct pump_source *s, const unsigned char *data, size_t len)
+{
+    int err = post_others(p, data, len, &p->last);
+    if (err)
+        return fail(p, PUMP_DIGEST, err);
+    p->size += len;
+    s->offset += (int64_t)len;
+    s->limit -= len;
+    return 0;
 }
 
 int pump_finish(struct pump *p)

@@ -114,6 +114,10 @@ unsigned char *pump_open_block(const struct pump *p);
  * -EBUSY: so has pump_room.  -ECANCELED.  The block may be full now: hash it, then pump_flush. */
 ssize_t pump_fill_ready(struct pump *p, struct pump_source *s, size_t most, bool in_memory);
 
+/* The source's next `len` bytes, `data`, did not go through the open block, which is empty, and the engine need not hash
+ * them any more.  There is no target. */
+int pump_taken(struct pump *p, struct pump_source *s, const unsigned char *data, size_t len);
+
 /* Everything posted is hashed. */
 int pump_wait(struct pump *p);
 

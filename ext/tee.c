@@ -42,7 +42,7 @@ static void tee_free(struct digests *d)
 
 struct digests *tee_new(struct digests *a, struct digests *b)
 {
-    static const struct digests_ops ops = { tee_post, tee_wait, tee_done, tee_free, NULL };
+    static const struct digests_ops ops = { tee_post, tee_wait, tee_done, tee_free, NULL, false };
     struct tee *t = malloc(sizeof *t);
     if (t == NULL) {
         a->ops->free(a);

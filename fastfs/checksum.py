@@ -280,9 +280,12 @@ def is_small_file(path: Any, size: int | None) -> bool:
 def _hash_one(
     path: Any, names: tuple[str, ...], stop: Callable[[], bool] = lambda: False
 ) -> tuple[int, dict[str, str]]:
+    _native.expect_stream()
     try:
         source = open_source(path)
         try:
+            if source.cloneable is None:
+                _native.expect_no_stream()
             return digest_source(source, names, stop=stop)
         finally:
             source.close()
@@ -290,3 +293,5 @@ def _hash_one(
         if error.filename is None and is_path(path):
             error.filename = os.fspath(path)
         raise
+    finally:
+        _native.expect_no_stream()

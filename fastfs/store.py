@@ -229,10 +229,28 @@ class Store:
         directory: DataDir | None,
     ) -> AddResult:
         """A large image; or one that turns out to be small, for which there is `directory`."""
+        _native.expect_stream()
+        try:
+            return self._add_expected(name, image_file, size, algorithm, verifier, progress, directory)
+        finally:
+            _native.expect_no_stream()
+
+    def _add_expected(
+        self,
+        name: str,
+        image_file: Any,
+        size: int | None,
+        algorithm: hashing.Algorithm,
+        verifier: Any,
+        progress: Progress | None,
+        directory: DataDir | None,
+    ) -> AddResult:
         holder = self._guard.call("looking for a duplicate", self.datadirs.holding, name)
         if holder is not None:
             raise Duplicate.of(name, holder.file(name))
         source = open_source(image_file)
+        if source.cloneable is None:
+            _native.expect_no_stream()
         try:
             if directory is not None:
                 data = source.small(size, self.config.chunk_size)

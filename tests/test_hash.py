@@ -25,7 +25,7 @@ from hypothesis import strategies as st
 from leftovers import descriptors, our_threads, settled
 
 import fastfs
-from fastfs import checksum, hash_file, hash_files, hashing
+from fastfs import _native, checksum, hash_file, hash_files, hashing
 from fastfs.sources import SMALL
 
 BIG = SMALL + 7
@@ -432,3 +432,104 @@ def test_small_files_with_more_algorithms_than_the_engine_takes_at_once(tmp_path
     for path, one in zip(paths, fastfs.hash_files(paths, names), strict=True):
         assert one.error is None
         assert one.digests == {name: hashlib.new(name, path.read_bytes()).hexdigest() for name in names}
+
+
+# Many files at once, on two processors: hashed where they lie in the page cache
+
+WINDOW = 8 << 20
+
+
+@pytest.fixture
+def side_by_side(tmp_path: Path) -> Iterator[list[Path]]:
+    if not hashing.engine_algorithms():
+        pytest.skip("no kernel with wide vectors on this machine: hashlib is used")
+    _native.limit_cores(2)
+    data = content("side by side", 2 * WINDOW + 300_007)
+    paths = []
+    for number, size in enumerate(
+        [WINDOW, WINDOW - 1, WINDOW + 1, WINDOW + 127, len(data), 300_000, 2 * WINDOW, len(data)]
+    ):
+        paths.append(tmp_path / str(number))
+        paths[-1].write_bytes(data[-size:])
+    yield paths
+    _native.limit_cores(0)
+
+
+def bytes_read() -> int:
+    """By system calls of this process."""
+    return int(Path("/proc/self/io").read_text().split("rchar: ")[1].split()[0])
+
+
+def same(paths: list[Path], names: list[str]) -> None:
+    for found in hash_files(paths, names):
+        assert found.error is None
+        assert found.digests == expected(found.path.read_bytes(), names), found.path
+
+
+@pytest.mark.parametrize("names", [["md5", "sha512"], ["md5", "sha256"], ["md5"], ["sha512", "md5", "blake2b"]])
+def test_side_by_side(names: list[str], side_by_side: list[Path]) -> None:
+    same(side_by_side, names)
+
+
+def test_what_is_in_the_page_cache_is_not_copied(side_by_side: list[Path]) -> None:
+    total = sum(path.stat().st_size for path in side_by_side)
+    same(side_by_side, ["md5", "sha512"])
+    before = bytes_read()
+    for found in hash_files(side_by_side):
+        assert found.error is None
+    assert bytes_read() - before < total / 2
+
+
+def test_what_is_not_in_the_page_cache(side_by_side: list[Path]) -> None:
+    for path in side_by_side:
+        with path.open("rb") as file:
+            os.fsync(file.fileno())
+            os.posix_fadvise(file.fileno(), 1 << 20, 5 << 20, os.POSIX_FADV_DONTNEED)
+    same(side_by_side, ["md5", "sha512"])
+
+
+def test_threads_that_block_sigbus(side_by_side: list[Path]) -> None:
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGBUS])
+    try:
+        same(side_by_side, ["md5", "sha512"])
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def test_files_of_somebody_else(side_by_side: list[Path]) -> None:
+    """mincore(2) does not tell whether they are in the page cache."""
+    if os.geteuid() != 0:
+        pytest.skip("only root can become somebody else")
+    total = sum(path.stat().st_size for path in side_by_side)
+    files = [path.open("rb") for path in side_by_side]
+    before = bytes_read()
+    os.seteuid(65534)
+    try:
+        digests = [found.digests for found in hash_files(files)]
+    finally:
+        os.seteuid(0)
+    assert bytes_read() - before > total / 2
+    for file, found in zip(files, digests, strict=True):
+        file.close()
+        assert found == expected(Path(file.name).read_bytes(), ["md5", "sha512"])
+
+
+def test_files_that_are_cut_short_meanwhile(side_by_side: list[Path]) -> None:
+    """What is hashed is what they had, up to somewhere behind the cut; and nobody dies of SIGBUS."""
+    full = {path: path.read_bytes() for path in side_by_side}
+    for turn in range(12):
+        for path, data in full.items():
+            path.write_bytes(data)
+
+        def cut(turn: int = turn) -> None:
+            time.sleep(turn / 2000)
+            for number, path in enumerate(side_by_side):
+                os.truncate(path, len(full[path]) * (number + turn) // 20)
+
+        thread = threading.Thread(target=cut)
+        thread.start()
+        for found in hash_files(side_by_side):
+            assert found.error is None
+            assert found.size is not None
+            assert found.digests == expected(full[found.path][: found.size], ["md5", "sha512"])
+        thread.join()

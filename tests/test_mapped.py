@@ -9,6 +9,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -127,10 +128,32 @@ def test_a_scrub_of_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         assert found == {"a": Status.CLEAN, "b": Status.TRUNCATED}
 
 
+def test_deep_scrubs_of_what_is_cut_short_meanwhile(tmp_path: Path) -> None:
+    """Side by side they look at images where they lie, too."""
+    images = tmp_path / "images"
+    with Store(datadir=str(images), durability="none") as store:
+        data = os.urandom(9 * LEAST + 5)
+        for number in range(8):
+            store.add(str(number), data)
+        _native.limit_cores(2)
+        try:
+            for turn in range(8):
+                victim = images / str(turn)
+                cutting = threading.Timer(turn / 1000, os.truncate, (victim, turn * LEAST))
+                cutting.start()
+                found = {finding.image_id: finding.status for finding in store.scrub(mode="deep", jobs=8, restart=True)}
+                cutting.join()
+                assert found.pop(str(turn)) in (Status.CLEAN, Status.UNREADABLE, Status.TRUNCATED)
+                assert set(found.values()) == {Status.CLEAN}
+                victim.write_bytes(data)
+        finally:
+            _native.limit_cores(0)
+
+
 def test_there_can_be_too_many(file: Path) -> None:
     with open(file, "rb") as opened:
         memory = mmap.mmap(opened.fileno(), 0, prot=mmap.PROT_READ)
-        guards = [_native.BusGuard(memory) for _ in range(64)]
+        guards = [_native.BusGuard(memory) for _ in range(256)]
         with pytest.raises(OSError, match="temporarily unavailable") as caught:
             _native.BusGuard(memory)
         assert caught.value.errno == errno.EAGAIN

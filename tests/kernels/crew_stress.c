@@ -1,11 +1,13 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
  * crew_stress DIRECTORY THREADS STREAMS SEED [KERNEL]: many threads copy regular files of random lengths, in calls of random
- * length, some with a digest that is not the engine's, some without a target, some given up or cancelled on the way.
- * Compares every digest with objects_once's and every copy with its source.  Prints the counters; ends with 1 if something
+ * length, some with a digest that is not the engine's, some with block digests, some without a target, some given up or
+ * cancelled on the way, some cut short meanwhile.  Compares every digest with that of a stream that is alone and every copy
+ * with its source.  Prints the counters; ends with 1 if something
  * is wrong or nobody joined a crew.  For ThreadSanitizer and AddressSanitizer.
  */
 #define _GNU_SOURCE
+#include "blocks.h"
 #include "chains.h"
 #include "cores.h"
 #include "stress.h"
@@ -32,7 +34,7 @@ enum { DATA = 6 << 20, SETS = 6, DEPTH = PUMP_DEPTH };
 static unsigned char data[DATA];
 static const char *directory;
 static unsigned streams;
-static atomic_uint wrong, whole, given_up;
+static atomic_uint wrong, whole, given_up, cut;
 
 static const enum hash_algorithm sets[SETS][3] = {
     { HASH_MD5, HASH_SHA512 }, { HASH_MD5, HASH_SHA512 }, { HASH_MD5, HASH_SHA256 },
@@ -48,7 +50,7 @@ struct sum {
 static int add_up(void *ctx, const void *bytes, size_t len)
 {
     struct sum *s = ctx;
-    for (size_t i = 0; i < len; i += 61, s->bytes += 61)
+    for (size_t i = (61 - s->bytes % 61) % 61; i < len; i += 61)
         s->sum = s->sum * 31 + ((const unsigned char *)bytes)[i];
     s->bytes += len;
     return 0;
@@ -63,57 +65,105 @@ static int nameless(unsigned *seed)
     return fd;
 }
 
-static void compare(unsigned set, struct digests *engine, const struct sum *sum, bool tee, int fd, const unsigned char *from,
-                    size_t len)
+/* What is beside the engine: nothing, a sum or block digests. */
+enum beside { NOTHING, SUM, BLOCKS };
+
+static bool blocks_are_right(struct digests *blocks, const unsigned char *from, size_t len)
+{
+    struct blocks_result found, expected;
+    uint64_t ticket;
+    struct digests *alone = blocks_new(1 << 20);
+    bool good = alone->ops->post(alone, from, len, &ticket) == 0 && blocks_finish(alone, &expected) == 0
+                && blocks_finish(blocks, &found) == 0 && found.len == expected.len
+                && memcmp(found.table, expected.table, found.len) == 0;
+    alone->ops->free(alone);
+    return good;
+}
+
+static bool sum_is_right(const struct sum *sum, const unsigned char *from, size_t len)
 {
     struct sum expected = { 0, 0 };
-    for (size_t at = 0; at < len; at += PUMP_BLOCK)
-        add_up(&expected, from + at, len - at < PUMP_BLOCK ? len - at : PUMP_BLOCK);
+    add_up(&expected, from, len);
+    return memcmp(sum, &expected, sizeof expected) == 0;
+}
+
+static bool copy_is_right(int fd, const unsigned char *from, size_t len)
+{
     unsigned char *copy = malloc(len + 1);
-    bool good = digests_are_right(engine, sets[set], counts[set], from, len) && (!tee || memcmp(sum, &expected, sizeof expected) == 0);
-    if (fd >= 0)
-        good = good && pread(fd, copy, len + 1, 0) == (ssize_t)len && memcmp(copy, from, len) == 0;
+    bool good = pread(fd, copy, len + 1, 0) == (ssize_t)len && memcmp(copy, from, len) == 0;
     free(copy);
-    whole++;
-    if (!good) {
-        fprintf(stderr, "wrong: set %u, %zu bytes\n", set, len);
-        wrong++;
-    }
+    return good;
+}
+
+/* Cuts the file short while it is hashed. */
+struct cutter {
+    int fd;
+    size_t len;
+    unsigned wait_us;
+};
+
+static void *cut_short(void *arg)
+{
+    const struct cutter *c = arg;
+    usleep(c->wait_us);
+    if (ftruncate(c->fd, (off_t)c->len) != 0)
+        abort();
+    return NULL;
 }
 
 static void one_stream(unsigned *seed, unsigned char *ring)
 {
     unsigned set = rand_r(seed) % 2 == 0 ? 0 : (unsigned)rand_r(seed) % SETS;
-    bool tee = rand_r(seed) % 2, target = rand_r(seed) % 3 > 0;
+    enum beside beside = (enum beside)(rand_r(seed) % 3);
+    bool target = rand_r(seed) % 2;
     size_t len = (size_t)rand_r(seed) % (rand_r(seed) % 3 == 0 ? DATA : 1 << 20), start = (size_t)rand_r(seed) % (DATA - len);
     int in = nameless(seed), out = target ? nameless(seed) : -1;
-    if (write(in, data + start, len) != (ssize_t)len)
+    const unsigned char *from = data + start;
+    if (rand_r(seed) % 2)
+        crew_expect();
+    if (write(in, from, len) != (ssize_t)len)
         abort();
     struct sum sum = { 0, 0 };
     void *ctx[] = { &sum };
     struct digests *engine = engine_new(sets[set], counts[set], DEPTH);
-    struct digests *others = tee ? chains_new(1, add_up, ctx, DEPTH, 0) : NULL;
-    struct digests *all_of_them = tee ? tee_new(engine, others) : engine;
+    struct digests *others = beside == SUM ? chains_new(1, add_up, ctx, DEPTH, 0) : beside == BLOCKS ? blocks_new(1 << 20) : NULL;
+    struct digests *all_of_them = others != NULL ? tee_new(others, engine) : engine;
     struct pump p;
     pump_init(&p, out, ring, all_of_them, false);
     p.engine = engine;
     p.others = others;
     struct pump_source s = { .fd = in, .offset = 0, .limit = len, .wait_ms = -1 };
-    bool quit = rand_r(seed) % 16 == 0, cancel = rand_r(seed) % 16 == 0;
+    bool quit = rand_r(seed) % 16 == 0, cancel = rand_r(seed) % 16 == 0, shrinks = rand_r(seed) % 8 == 0;
+    struct cutter cutter = { in, len > 0 ? (size_t)rand_r(seed) % len : 0, (unsigned)rand_r(seed) % 20000 };
+    pthread_t cutting;
+    if (shrinks && pthread_create(&cutting, NULL, cut_short, &cutter) != 0)
+        abort();
     int err = 1;
     while (err == 1 && !(quit && p.size > len / 2)) {
         if (cancel && p.size > len / 2)
             atomic_store(&p.cancelled, true);
         err = crew_read(&p, &s, rand_r(seed) % 8 == 0 ? 1 + (uint64_t)rand_r(seed) % 300000 : 4 << 20);
     }
-    if (err == 0 && (err = pump_finish(&p)) == 0 && p.size == len)
-        compare(set, engine, &sum, tee, out, data + start, len);
-    else if (quit || err == -ECANCELED)
+    if (shrinks)
+        pthread_join(cutting, NULL);
+    if (err == 0 && (err = pump_finish(&p)) == 0 && (p.size == len || (shrinks && p.size < len && p.size >= cutter.len))) {
+        bool good = digests_are_right(engine, sets[set], counts[set], from, p.size)
+                    && (beside != SUM || sum_is_right(&sum, from, p.size))
+                    && (beside != BLOCKS || blocks_are_right(others, from, p.size))
+                    && (!target || copy_is_right(out, from, p.size));
+        whole++;
+        cut += p.size < len;
+        if (!good) {
+            fprintf(stderr, "wrong: set %u, %llu of %zu bytes\n", set, (unsigned long long)p.size, len);
+            wrong++;
+        }
+    } else if (quit || err == -ECANCELED || (shrinks && err == -EIO && beside == BLOCKS)) {
         given_up++;
-    else {
+    } else {
         fprintf(stderr, "wrong: %d after %llu of %zu bytes\n", err, (unsigned long long)p.size, len);
         wrong++;
     }
+    crew_expect_no_more();
     all_of_them->ops->free(all_of_them);
     close(in);
     if (out >= 0)
@@ -142,12 +192,12 @@ int main(int argc, char **argv)
     for (size_t i = 0; i < DATA; i++)
         data[i] = (unsigned char)rand_r(&seed);
     run_threads(threads, thread, seed);
-    unsigned left = 0;
+    unsigned left = all.coming;
     for (unsigned c = 0; c < CREWS; c++)
         left += all.crew[c].callers + all.crew[c].rides + all.crew[c].drivers + !TAILQ_EMPTY(&all.crew[c].waiting);
     struct engine_stats stats;
     engine_stats(&stats);
-    printf("kernel %s whole %u given_up %u wrong %u left %u live %llu lanes %.2f of %u rounds\n", engine_kernels(), whole,
+    printf("kernel %s whole %u cut %u given_up %u wrong %u left %u live %llu lanes %.2f of %u rounds\n", engine_kernels(), whole, cut,
            given_up, wrong, left, (unsigned long long)stats.live, rounds ? (double)lanes / rounds : 0, rounds);
     return wrong != 0 || left != 0 || stats.live != 0 || rounds == 0;
 }

@@ -130,7 +130,7 @@ def test_a_seeded_fault_is_found(seed: str, objects: list[Path], tmp_path: Path)
     assert any(is_faulty(target, 12, 25, turn, 7) for turn in range(1, 9)), "not found"
 
 
-CREW = ["engine", "pump", "fsops", "tee", "chains", "ways", "objects", "cores"]
+CREW = ["engine", "pump", "fsops", "tee", "chains", "blocks", "ways", "objects", "cores", "window", "busguard"]
 
 
 def crew(scratch: Path, objects: list[Path], sanitizer: str, file: str = "", good: str = "", bad: str = "") -> Path:
@@ -168,6 +168,18 @@ CREW_SEEDS = {
     ),
     "a part of a unit counts as hashed": ("address", "crew.c", "        len -= len % k->unit;\n", ""),
     "what is hashed is hashed again": ("address", "pump.c", "data + hashed, len - hashed, ticket", "data, len, ticket"),
+    "zeroes in the place of missing pages count": (
+        "address",
+        "crew.c",
+        "    if (!is_intact(r)) {\n",
+        "    if (false) {\n",
+    ),
+    "the others miss something": (
+        "address",
+        "pump.c",
+        "post(p->others, data, len, ticket)",
+        "post(p->others, data, 0, ticket)",
+    ),
     "a block that a digest needs is filled anew": (
         "address",
         "pump.c",
