@@ -16,7 +16,7 @@ from typing import Any
 
 from xxhash import xxh3_128
 
-from fastfs import hashing, sidecar
+from fastfs import _native, hashing, sidecar
 from fastfs import record as rec
 from fastfs.datadirs import close_quietly
 from fastfs.exceptions import UnknownHashingAlgo
@@ -87,6 +87,8 @@ class Check:
     def run(self) -> Finding:
         """Never raises but for what `progress` raises."""
         began = time.monotonic()
+        if self.mode == "deep":
+            _native.expect_stream()
         try:
             try:
                 finding = self._run()
@@ -95,6 +97,7 @@ class Check:
             except OSError as error:
                 finding = self._failed(error)
         finally:
+            _native.expect_no_stream()
             self._close()
         return dataclasses.replace(finding, checked=self._checked, seconds=time.monotonic() - began)
 
