@@ -90,7 +90,7 @@ class DescriptorSource(Source):
         self.owner = owner
         info = os.fstat(fd)
         if stat.S_ISDIR(info.st_mode):  # open(2) does not mind, read(2) does, and does not know the name
-            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), path)
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), None if path is None else os.fspath(path))
         self.offset: int | None = None
         self.sparse = False
         if stat.S_ISREG(info.st_mode) or stat.S_ISBLK(info.st_mode):

@@ -33,6 +33,7 @@ pytest.importorskip("rich", reason="the command needs the extra 'cli'")
 from click.testing import CliRunner  # noqa: E402
 
 import fastfs  # noqa: E402
+from fastfs import hashing  # noqa: E402
 from fastfs.cli import output, plan, ranges  # noqa: E402
 from fastfs.cli.errors import CommandError, ExitCode, Tally  # noqa: E402
 from fastfs.cli.program import cli  # noqa: E402
@@ -309,6 +310,32 @@ def test_config_tells_where_values_come_from(tmp_path: Path, monkeypatch: pytest
     assert told["durability"] == {"value": "none", "from": "FASTFS_DURABILITY"}
     assert told["mount_guard"]["from"] == "default"
     assert "command line" in invoke("config", "--config", file, "--datadir", tmp_path).output
+
+
+def test_a_misspelt_variable_is_told(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FASTFS_DURABILTY", "full")
+    note = "fastfs: FASTFS_DURABILTY in the environment is not used; FASTFS_DURABILITY is an option\n"
+    assert invoke("ls").stderr.startswith(note)
+    assert note not in invoke("ls", "--quiet").stderr
+
+
+def test_what_is_missing_is_named_once(store: Path) -> None:
+    assert invoke("info", "nope").stderr.splitlines()[0] == f"fastfs: error: no image nope in {store}"
+
+
+def test_hints_do_not_repeat_what_failed(image: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FASTFS_DURABILITY", "bad")
+    assert "'fastfs config'" not in invoke("config", "--datadir", image.parent).stderr
+    monkeypatch.setenv("FASTFS_KERNEL", "nonsense")
+    hashing.engine_algorithms.cache_clear()
+    try:
+        shown = invoke("hash", image)
+    finally:
+        monkeypatch.delenv("FASTFS_KERNEL")
+        hashing.engine_algorithms.cache_clear()
+    assert shown.exit_code == 2
+    assert "unset it" in shown.stderr
+    assert "hint" not in shown.stderr
 
 
 def test_a_bad_configuration_is_a_usage_error(tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 
 import fastfs
 from fastfs import Store, StoreConfig
+from fastfs.config import misspelt_variables
 
 SAMPLES: dict[str, Any] = {
     "metadata_file": "/etc/fastfs/metadata.json",
@@ -112,6 +113,11 @@ def test_environment_of_the_process(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FASTFS_DATADIR", "/from/environment")
     monkeypatch.setenv("FASTFS_CHUNK_SIZE", "")  # counts as not set
     assert StoreConfig.from_env().datadir == StoreConfig.load().datadir == "/from/environment"
+
+
+def test_variables_that_are_nearly_options() -> None:
+    names = ("FASTFS_DATADRI", "FASTFS_KERNEL", "FASTFS_CONFIG", "FASTFS_DEBUG", "FASTFS_TIMEOUT", "DATADRI", "FASTFS_X")
+    assert misspelt_variables(dict.fromkeys(names, "1")) == {"FASTFS_DATADRI": "FASTFS_DATADIR"}
 
 
 def test_load_lets_the_nearest_win(tmp_path: Path) -> None:

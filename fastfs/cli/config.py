@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+from fastfs.cli.errors import CommandError
 from fastfs.cli.output import octal
 from fastfs.cli.settings import Settings, common_options, json_option
 
@@ -24,8 +25,15 @@ def config_command(settings: Settings, as_json: bool) -> int:
 
     Later ones count: default, --config FILE, FASTFS_* in the environment, command line.
     """
+    from fastfs import BadStoreConfiguration
+
     output = settings.output(as_json)
-    config = settings.config()
+    try:
+        config = settings.config()
+    except BadStoreConfiguration as error:
+        raise CommandError(
+            str(error), "the value comes from --config FILE, FASTFS_* in the environment, or --datadir"
+        ) from error
     origins = _origins(settings)
     rows = [(name, value, origins.get(name, "default")) for name, value in config.as_dict().items()]
     if as_json:

@@ -104,6 +104,8 @@ def explain(exc: BaseException) -> Problem:
     hint = exc.hint if isinstance(exc, CommandError) else HINTS.get(name)
     if name == "BadStoreConfiguration" and code is ExitCode.DENIED:
         hint = HINTS["StorageWriteDenied"]
+    elif str(exc).startswith("FASTFS_"):
+        hint = None  # the message says it all: these variables are no options
     return Problem(_message_of(exc), hint, code, name)
 
 

@@ -15,7 +15,7 @@ import click
 from fastfs.cli.errors import CommandError, Tally
 from fastfs.cli.ingest import check_algorithm
 from fastfs.cli.plan import STDIN, Item
-from fastfs.cli.settings import Settings, common_options, json_option
+from fastfs.cli.settings import Settings, json_option, voice_options
 from fastfs.cli.signals import Cancel, raising
 from fastfs.cli.source import Stream, source_of
 
@@ -41,7 +41,7 @@ them; with several algorithms, or --tag, it names the algorithm, too.
 @click.option("--tag", is_flag=True, help="BSD style: ALGO (path) = digest.")
 @click.option("--jobs", type=click.IntRange(1, 1024), metavar="N", help="Files at a time.  [default: 32]")
 @json_option
-@common_options
+@voice_options
 @click.pass_obj
 def hash_command(
     settings: Settings,

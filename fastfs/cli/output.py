@@ -141,7 +141,7 @@ class Output:
                 record = {"error": message, "type": problem.type, "source": source, "path": path}
                 self.record({**record, **more})
             name = "stdin" if source == "-" else source
-            if not message.startswith(name):
+            if not message.startswith(name) and f" {name} " not in f" {message} ":
                 message = f"{name}: {message}"
         self.problem(Problem(message, problem.hint, problem.code, problem.type), exc)
         return problem

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -17,7 +17,7 @@ from fastfs.cli.output import Output
 if TYPE_CHECKING:
     from fastfs import Store, StoreConfig
 
-__all__ = ["Settings", "common_options", "json_option"]
+__all__ = ["Settings", "common_options", "json_option", "voice_options"]
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -49,10 +49,13 @@ class Settings:
 
     def config(self, **more: Any) -> StoreConfig:
         """The configuration in effect: file, then environment, then command line."""
+        from fastfs import StoreConfig
+        from fastfs.config import misspelt_variables
+
+        for name, meant in misspelt_variables().items():
+            self.output().note(f"{name} in the environment is not used; {meant} is an option")
         if not self.names_a_store:
             raise CommandError(NO_STORE, REMEDIES)
-        from fastfs import StoreConfig
-
         return StoreConfig.load(self.config_file, **self.overrides(), **more)
 
     def open_store(self, *, create: bool = False, read_only: bool = False, **more: Any) -> Store:
@@ -94,46 +97,61 @@ def _set_verbose(ctx: click.Context, param: click.Parameter, value: int) -> None
     settings.verbose = max(settings.verbose, value)
 
 
-def common_options(command: F) -> F:
-    """--datadir, --config, -q and -v: the same before and after the command's name; the later one counts."""
-    decorators = [
-        click.option(
-            "--datadir",
-            "datadirs",
-            metavar="DIR[:PRIO]",
-            multiple=True,
-            expose_value=False,
-            callback=_set_datadirs,
-            help="A data directory; repeat for several. The highest priority with room is filled first.",
-        ),
-        click.option(
-            "--config",
-            metavar="FILE",
-            type=click.Path(exists=True, dir_okay=False, path_type=Path),
-            expose_value=False,
-            callback=_set_config,
-            help="A TOML file with a [fastfs] table.",
-        ),
-        click.option(
-            "-q",
-            "--quiet",
-            is_flag=True,
-            expose_value=False,
-            callback=_set_quiet,
-            help="No progress, no remarks: only results and errors.",
-        ),
-        click.option(
-            "-v",
-            "--verbose",
-            count=True,
-            expose_value=False,
-            callback=_set_verbose,
-            help="Say more; -vv adds tracebacks to errors.",
-        ),
-    ]
+def _decorated(command: F, decorators: Sequence[Callable[[F], F]]) -> F:
     for decorate in reversed(decorators):
         command = decorate(command)
     return command
+
+
+def voice_options(command: F) -> F:
+    """-q and -v: as in `common_options`."""
+    return _decorated(
+        command,
+        [
+            click.option(
+                "-q",
+                "--quiet",
+                is_flag=True,
+                expose_value=False,
+                callback=_set_quiet,
+                help="No progress, no remarks: only results and errors.",
+            ),
+            click.option(
+                "-v",
+                "--verbose",
+                count=True,
+                expose_value=False,
+                callback=_set_verbose,
+                help="Say more; -vv adds tracebacks to errors.",
+            ),
+        ],
+    )
+
+
+def common_options(command: F) -> F:
+    """--datadir, --config, -q and -v: the same before and after the command's name; the later one counts."""
+    return _decorated(
+        voice_options(command),
+        [
+            click.option(
+                "--datadir",
+                "datadirs",
+                metavar="DIR[:PRIO]",
+                multiple=True,
+                expose_value=False,
+                callback=_set_datadirs,
+                help="A data directory; repeat for several. The highest priority with room is filled first.",
+            ),
+            click.option(
+                "--config",
+                metavar="FILE",
+                type=click.Path(exists=True, dir_okay=False, path_type=Path),
+                expose_value=False,
+                callback=_set_config,
+                help="A TOML file with a [fastfs] table.",
+            ),
+        ],
+    )
 
 
 def json_option(command: F) -> F:
