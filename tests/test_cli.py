@@ -335,7 +335,7 @@ def test_hints_do_not_repeat_what_failed(image: Path, monkeypatch: pytest.Monkey
         hashing.engine_algorithms.cache_clear()
     assert shown.exit_code == 2
     assert "unset it" in shown.stderr
-    assert "hint" not in shown.stderr
+    assert "fastfs: hint" not in shown.stderr
 
 
 def test_a_bad_configuration_is_a_usage_error(tmp_path: Path) -> None:

@@ -116,7 +116,15 @@ def test_environment_of_the_process(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_variables_that_are_nearly_options() -> None:
-    names = ("FASTFS_DATADRI", "FASTFS_KERNEL", "FASTFS_CONFIG", "FASTFS_DEBUG", "FASTFS_TIMEOUT", "DATADRI", "FASTFS_X")
+    names = (
+        "FASTFS_DATADRI",
+        "FASTFS_KERNEL",
+        "FASTFS_CONFIG",
+        "FASTFS_DEBUG",
+        "FASTFS_TIMEOUT",
+        "DATADRI",
+        "FASTFS_X",
+    )
     assert misspelt_variables(dict.fromkeys(names, "1")) == {"FASTFS_DATADRI": "FASTFS_DATADIR"}
 
 
