@@ -125,8 +125,19 @@ cdef extern from "pump.h" nogil:
     int pump_finish(pump_t *p)
     bint pump_is_zero(const void *data, size_t n)
 
+cdef extern from "ways.h" nogil:
+    ctypedef struct kernels_t "const struct hash_kernels":
+        pass
+    kernels_t *ways_kernels()
+
 cdef extern from "hash/xxh3.h" nogil:
     enum: XXH3_SHORT
+    enum: XXH3_DIGEST
+    ctypedef struct xxh3_t "struct xxh3":
+        pass
+    void xxh3_begin(xxh3_t *x)
+    void xxh3_update(xxh3_t *x, kernels_t *k, const void *data, size_t length)
+    void xxh3_digest(const xxh3_t *x, unsigned char *digest)
 
 cdef extern from "blocks.h" nogil:
     ctypedef struct blocks_t "struct blocks_result":
@@ -1153,6 +1164,9 @@ BY_MEMORY = SERVE_MEMORY
 # How far pieces are read ahead, by one system call.  512 MiB took 62 ms at 64 KiB, 57 at 256, 50 at 512 and 47 at 1024;
 # the memory is that of each reader.
 cdef Py_ssize_t AHEAD = 512 * 1024
+# Read and then hashed at once, while it is in the processor's own cache: 64 KiB at a time 0.80 of the rate of reading alone,
+# 256 KiB 0.85.
+cdef Py_ssize_t BLOCK_STEP = 256 * 1024
 cdef enum: AHEAD_MAX = 64
 
 cdef uint64_t SEND_BUDGET = 64 * 1024 * 1024  # some 30 ms: how long a signal may have to wait
@@ -1304,6 +1318,21 @@ cdef class FileRange:
             done += got
         return 0
 
+    cdef int fill_all(self, iovec *iov, int n, int64_t start) except -1:
+        """Read `n` pieces from `start` on, whole."""
+        cdef Py_ssize_t got = -EINTR
+        cdef Py_ssize_t i, at
+        while got == -EINTR:
+            PyErr_CheckSignals()
+            with nogil:
+                got = serve_read(self.file.fd, iov, n, start, False)
+        if got <= 0:
+            raise self._error(-<int>got if got < 0 else ENODATA)
+        for i in range(got // self.chunk, n):  # a signal came, or the file ends before that
+            at = max(0, got - i * self.chunk)
+            self.fill(<char *>iov[i].iov_base + at, self.chunk - at, start + i * self.chunk + at)
+        return 0
+
     # -- pieces ---------------------------------------------------------------------------------------------
 
     cdef object prepare(self, Py_ssize_t n, Py_ssize_t last, iovec *iov):
@@ -1423,6 +1452,48 @@ cdef class FileRange:
                 if not self.ahead(nowait):
                     return NotImplemented
             return self.take()
+        finally:
+            serve_file_unclaim(&self.file)
+
+    def _hashed_pieces(self, Py_ssize_t size):
+        """All pieces of the next `size` bytes, the first one last, and the XXH3 digest of 128 bits of these bytes.
+
+        :param size: more than 240, and 1 to 64 pieces.
+        """
+        cdef iovec iov[AHEAD_MAX]
+        cdef xxh3_t hash
+        cdef unsigned char digest[XXH3_DIGEST]
+        cdef Py_ssize_t n = size // self.chunk
+        cdef Py_ssize_t some = max(1, BLOCK_STEP // self.chunk)
+        cdef Py_ssize_t at = 0
+        cdef Py_ssize_t end, i
+        cdef list pieces = []
+        if self.views or size <= XXH3_SHORT or n > AHEAD_MAX or n * self.chunk != size:
+            raise ValueError(f"{size} bytes are not 1 to {AHEAD_MAX} pieces of {self.chunk}")
+        if engine_kernels() == NULL:
+            raise RuntimeError("there is no XXH3 for this machine")
+        self.claim()
+        try:
+            if self.end - self.position < size:
+                raise self._error(ENODATA)
+            self.advise()
+            self.forget()
+            self.prepare(n, self.chunk, iov)
+            xxh3_begin(&hash)
+            while at < n:
+                end = min(at + some, n)
+                self.fill_all(iov + at, <int>(end - at), self.position + at * self.chunk)
+                with nogil:
+                    for i in range(at, end):
+                        xxh3_update(&hash, ways_kernels(), iov[i].iov_base, <size_t>self.chunk)
+                at = end
+            xxh3_digest(&hash, digest)
+            self.position += size
+            for i in range(n - 1, -1, -1):
+                pieces.append(<object>self.kept[i])
+                if self.chunk > AHEAD:  # too much to be kept
+                    Py_CLEAR(self.kept[i])
+            return pieces, digest[:XXH3_DIGEST]
         finally:
             serve_file_unclaim(&self.file)
 

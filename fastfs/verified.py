@@ -8,7 +8,7 @@ import io
 import os
 from typing import TYPE_CHECKING, Any, cast
 
-from xxhash import xxh3_128, xxh3_128_digest
+from xxhash import xxh3_128_digest
 
 from fastfs import _native
 from fastfs import record as rec
@@ -64,6 +64,10 @@ def _stale(path: str, image_id: str) -> Unverifiable:
     )
 
 
+#: As many of a block as `fastfs._native.FileRange` reads at once.
+MOST_PIECES = 64
+
+
 class VerifiedFile(ChunkedFile):
     """As a `ChunkedFile`, but of checked blocks, whatever way its bytes take.
 
@@ -108,7 +112,8 @@ class VerifiedFile(ChunkedFile):
         # moving it for each piece would cost as much as hashing it.
         self._pieces: _native.FileRange | None = None
         self._piece_size = chunk_size
-        self._even = not views and self._block_size % chunk_size == 0
+        even = self._block_size % chunk_size == 0 and self._block_size // chunk_size <= MOST_PIECES
+        self._even = even and not views and bool(_native.kernel())
 
     def fileno(self) -> int:
         """:raises io.UnsupportedOperation: always."""
@@ -161,27 +166,17 @@ class VerifiedFile(ChunkedFile):
 
     def _read_pieces(self, at: int) -> list[bytes]:
         """The pieces of the whole block that begins at `at`, checked, the first one last."""
-        hasher = xxh3_128()
-        pieces: list[bytes] = []
-        update, keep = hasher.update, pieces.append
+        source = self._pieces
+        if source is None:
+            fd = os.dup(self._descriptor())
+            source = self._pieces = _native.FileRange(fd, self.path, 0, self._size, self._piece_size)
+        if source.tell() != at:
+            source._move(at)
         try:
-            source = self._pieces
-            if source is None:
-                fd = os.dup(self._descriptor())
-                source = self._pieces = _native.FileRange(fd, self.path, 0, self._size, self._piece_size)
-            if source.tell() != at:
-                source._move(at)
-            following = source._piece
-            for _ in range(self._block_size // self._piece_size):
-                piece = following(False)
-                update(piece)
-                keep(piece)
-        except TypeError:  # None: it ends before that
-            raise self._error(errno.ENODATA) from None
+            pieces, digest = source._hashed_pieces(self._block_size)
         except OSError as error:
             raise self._error(error.errno) from error
-        self._compare(at // self._block_size, hasher.digest())
-        pieces.reverse()
+        self._compare(at // self._block_size, digest)
         return pieces
 
     def read(self, size: int | None = -1) -> bytes:
