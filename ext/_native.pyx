@@ -1164,8 +1164,8 @@ BY_MEMORY = SERVE_MEMORY
 # How far pieces are read ahead, by one system call.  512 MiB took 62 ms at 64 KiB, 57 at 256, 50 at 512 and 47 at 1024;
 # the memory is that of each reader.
 cdef Py_ssize_t AHEAD = 512 * 1024
-# Read and then hashed at once, while it is in the processor's own cache: 64 KiB at a time 0.80 of the rate of reading alone,
-# 256 KiB 0.85.
+# Read and then hashed at once, while it is in the processor's own cache: 64 KiB at a time have 0.80 of the rate of
+# reading alone, 256 KiB 0.85.
 cdef Py_ssize_t BLOCK_STEP = 256 * 1024
 cdef enum: AHEAD_MAX = 64
 

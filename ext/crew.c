@@ -3,7 +3,9 @@
 #include "crew.h"
 
 #include <errno.h>
+#include <fcntl.h>
 #include <pthread.h>
+#include <stdio.h>
 #include <string.h>
 #include <sys/queue.h>
 #include <sys/stat.h>
@@ -254,6 +256,8 @@ static void look_ahead(struct ride *r, size_t most, size_t unit)
 {
     struct window *w = &r->window;
     int64_t from = r->source->offset;
+    if (atomic_load(&r->pump->cancelled))
+        return;
     if (r->ahead == 0 && (w->memory == NULL || from + (int64_t)unit > w->end)) {
         window_close(w);
         if (!window_open(w, r->source->fd, from, window_size())) {
@@ -264,8 +268,14 @@ static void look_ahead(struct ride *r, size_t most, size_t unit)
     size_t some = room_ahead(r, unit);
     if (some > most - r->ahead)
         some = most - r->ahead;
-    if (some > 0 && window_fetch(w, from + (int64_t)(r->ahead + some), r->source_size, !r->in_memory))
+    if (some > 0 && window_fetch(w, from, from + (int64_t)(r->ahead + some), r->source_size, !r->in_memory))
         r->ahead += some;
+}
+
+/* No more can be hashed together with what is there to be hashed: the block, or a window, ends. */
+static bool is_complete(const struct ride *r, size_t unit)
+{
+    return is_mapped(r) ? room_ahead(r, unit) == 0 : r->pump->fill == PUMP_BLOCK;
 }
 
 /* Have about `most` bytes to hash. */
@@ -274,17 +284,11 @@ static void fill(struct ride *r, size_t most, size_t unit)
     struct pump *p = r->pump;
     if (unhashed(r) >= most || p->fill == PUMP_BLOCK)
         return;
-    if (atomic_load(&p->cancelled)) {
-        end(r, -ECANCELED);
-        return;
-    }
     if (is_mapped(r)) {
         look_ahead(r, most, unit);
-        if (is_mapped(r)) {
-            if (r->ahead == 0)
-                end(r, NOT_READY);
+        if (r->ahead >= STEP_LEAST || (r->ahead > 0 && is_complete(r, unit)))
             return;
-        }
+        r->ahead = 0; /* the next page is missing, or it ends: reading will tell */
     }
     most -= unhashed(r);
     if (r->budget < most)
@@ -294,12 +298,6 @@ static void fill(struct ride *r, size_t most, size_t unit)
         r->budget -= (uint64_t)n;
     else
         end(r, n == 0 || n == -ECANCELED ? (int)n : n == -EBUSY ? BUSY : NOT_READY);
-}
-
-/* No more can be hashed together with what is there to be hashed: the block, or a window, ends. */
-static bool is_complete(const struct ride *r, size_t unit)
-{
-    return is_mapped(r) ? room_ahead(r, unit) == 0 : r->pump->fill == PUMP_BLOCK;
 }
 
 /* Those that have bytes to hash: whole units, and so many that a step of all lanes is worth while, if any have. */
@@ -571,7 +569,8 @@ static int ride(struct crew *c, struct ride *own, unsigned cores)
     pthread_cond_init(&own->called, NULL);
     pthread_mutex_lock(&all.lock);
     wait_behind(c, own);
-    c->rides++;
+    if (++c->rides == cores * c->ways->take[WAYS_LANES])
+        pthread_cond_broadcast(&all.none_coming); /* all lanes are filled */
     while (!own->over) {
         if (own->waits && c->drivers < seats(c, cores))
             drive(c, own, cores, &done);
@@ -615,10 +614,12 @@ static bool is_near(int fd, struct stat *info, bool *in_memory)
     }
 }
 
-/* Will mincore(2) tell what is in the page cache? */
-static bool may_ask(const struct stat *info)
+/* Will mincore(2) tell what is in the page cache?  It tells owners and those who may write; to others all is there. */
+static bool may_ask(int fd, const struct stat *info)
 {
-    return geteuid() == info->st_uid || geteuid() == 0;
+    char path[32];
+    snprintf(path, sizeof path, "/proc/self/fd/%d", fd);
+    return geteuid() == info->st_uid || faccessat(AT_FDCWD, path, W_OK, AT_EACCESS) == 0;
 }
 
 static bool may_join(const struct pump *p, const struct pump_source *s)
@@ -677,7 +678,7 @@ int crew_read(struct pump *p, struct pump_source *s, uint64_t budget)
     }
     prepare();
     own.source_size = source.st_size;
-    own.maps = p->fd < 0 && (p->others == NULL || p->others->ops->at_once) && (own.in_memory || may_ask(&source));
+    own.maps = p->fd < 0 && (p->others == NULL || p->others->ops->at_once) && (own.in_memory || may_ask(s->fd, &source));
     struct crew *c = join(k, own.in_memory ? 0 : source.st_dev, target.st_dev);
     uint64_t end = p->size + (budget < INT64_MAX ? budget : INT64_MAX);
     int more = 1;

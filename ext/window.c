@@ -35,6 +35,7 @@ bool window_open(struct window *w, int fd, int64_t offset, size_t len)
     void *memory = mmap(NULL, len, PROT_READ, MAP_SHARED, fd, (off_t)w->begin);
     if (memory == MAP_FAILED)
         return false;
+    madvise(memory, len, MADV_DONTFORK); /* nobody would close it in a forked child */
     w->guard = busguard_begin(memory, len);
     if (w->guard < 0) {
         munmap(memory, len);
@@ -44,9 +45,11 @@ bool window_open(struct window *w, int fd, int64_t offset, size_t len)
     return true;
 }
 
-bool window_fetch(struct window *w, int64_t end, int64_t most, bool resident)
+bool window_fetch(struct window *w, int64_t begin, int64_t end, int64_t most, bool resident)
 {
     int64_t page = sysconf(_SC_PAGESIZE);
+    if (w->present < begin / page * page)
+        w->present = begin / page * page;
     if (most > w->end)
         most = w->end;
     while (w->present < end) {

@@ -15,7 +15,7 @@
 struct window {
     const unsigned char *memory; /* NULL: closed */
     int64_t begin, end;          /* of the file */
-    int64_t present;             /* what is before this has been fetched */
+    int64_t present;             /* what is before this has been fetched, or passed over */
     int guard;
 };
 
@@ -25,9 +25,9 @@ bool window_allowed(void);
 /* `len` bytes, a multiple of the page size, from the page on that `offset` is in.  False: there is no such mapping. */
 bool window_open(struct window *w, int fd, int64_t offset, size_t len);
 
-/* Have all before `end` mapped, and what follows before `most` if that is at hand.  `resident`: only what is in the page
+/* Have all from `begin` to `end` mapped, and what follows before `most` if that is at hand.  `resident`: only what is in the page
  * cache; the caller owns the file or is privileged, for mincore(2) tells nobody else.  False: it is not there. */
-bool window_fetch(struct window *w, int64_t end, int64_t most, bool resident);
+bool window_fetch(struct window *w, int64_t begin, int64_t end, int64_t most, bool resident);
 
 /* The bytes from `offset` on. */
 static inline const unsigned char *window_at(const struct window *w, int64_t offset)

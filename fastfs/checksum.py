@@ -161,6 +161,8 @@ def hash_files(
 ) -> Generator[FileDigests, None, None]:
     """The digests of many files, many at a time, in the order of `paths`; one that fails does not stop the rest.
 
+    Of a file that is written to meanwhile the digests may be of different states: they may be hashed in place.
+
     :param paths: an iterable that may be long: some thousand are looked at ahead.  Each is a path or, as for
         `hash_file`, another source.
     :param jobs: files that are read at once; None: 32.
@@ -280,8 +282,8 @@ def is_small_file(path: Any, size: int | None) -> bool:
 def _hash_one(
     path: Any, names: tuple[str, ...], stop: Callable[[], bool] = lambda: False
 ) -> tuple[int, dict[str, str]]:
-    _native.expect_stream()
     try:
+        _native.expect_stream()
         source = open_source(path)
         try:
             if source.cloneable is None:

@@ -229,8 +229,9 @@ class Store:
         directory: DataDir | None,
     ) -> AddResult:
         """A large image; or one that turns out to be small, for which there is `directory`."""
-        _native.expect_stream()
         try:
+            if not self.config.timeout:  # otherwise it is copied by another thread, and alone
+                _native.expect_stream()
             return self._add_expected(name, image_file, size, algorithm, verifier, progress, directory)
         finally:
             _native.expect_no_stream()

@@ -515,21 +515,27 @@ def test_files_of_somebody_else(side_by_side: list[Path]) -> None:
 
 
 def test_files_that_are_cut_short_meanwhile(side_by_side: list[Path]) -> None:
-    """What is hashed is what they had, up to somewhere behind the cut; and nobody dies of SIGBUS."""
+    """Nobody dies of SIGBUS.
+
+    Of what is read at that very moment the kernel may give zeroes, by read(2), too.  That otherwise only its bytes
+    are hashed is for crew_stress.c to show, which chooses the moment.
+    """
     full = {path: path.read_bytes() for path in side_by_side}
     for turn in range(12):
         for path, data in full.items():
             path.write_bytes(data)
+        lengths = {path: len(full[path]) * (number + turn) // 20 for number, path in enumerate(side_by_side)}
 
-        def cut(turn: int = turn) -> None:
+        def cut(turn: int = turn, lengths: dict[Path, int] = lengths) -> None:
             time.sleep(turn / 2000)
-            for number, path in enumerate(side_by_side):
-                os.truncate(path, len(full[path]) * (number + turn) // 20)
+            for path, length in lengths.items():
+                os.truncate(path, length)
 
         thread = threading.Thread(target=cut)
         thread.start()
         for found in hash_files(side_by_side):
             assert found.error is None
             assert found.size is not None
-            assert found.digests == expected(full[found.path][: found.size], ["md5", "sha512"])
+            assert lengths[found.path] <= found.size <= len(full[found.path])
         thread.join()
+    same(side_by_side, ["md5", "sha512"])

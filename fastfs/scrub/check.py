@@ -87,10 +87,10 @@ class Check:
     def run(self) -> Finding:
         """Never raises but for what `progress` raises."""
         began = time.monotonic()
-        if self.mode == "deep":
-            _native.expect_stream()
         try:
             try:
+                if self.mode == "deep":
+                    _native.expect_stream()
                 finding = self._run()
             except Stopped:
                 finding = self._finding(Status.UNFINISHED, "broken off")
@@ -228,6 +228,7 @@ class Check:
 
     def _blocks(self, table: rec.Table, position: int) -> _Blocks:
         """Compare all blocks."""
+        _native.expect_no_stream()
         record = table.record
         size = record.block_size
         found = _Blocks(matched=position > 0)

@@ -22,8 +22,11 @@ static void counted(unsigned n)
     rounds++;
     lanes += n;
 }
+struct ride;
+static void cut_short(struct ride *const *rides, unsigned n);
+/* Before any bytes are hashed.  `in` and `at` are those of crew.c. */
 #define ways_advance(k, w, first, second, data, units, n) \
-    (counted(n), ways_advance(k, w, first, second, data, units, n))
+    (cut_short(in + at, n), counted(n), ways_advance(k, w, first, second, data, units, n))
 #include "crew.c"
 
 #include <fcntl.h>
@@ -95,20 +98,19 @@ static bool copy_is_right(int fd, const unsigned char *from, size_t len)
     return good;
 }
 
-/* Cuts the file short while it is hashed. */
-struct cutter {
-    int fd;
-    size_t len;
-    unsigned wait_us;
-};
+/* To what length the file of a descriptor is to be cut, between reading or looking and hashing; -1: not.  At another time
+ * the kernel itself may give the zeroes of a page that is being cut for bytes of the file. */
+enum { FILES = 4096 };
+static atomic_long cuts[FILES];
 
-static void *cut_short(void *arg)
+static void cut_short(struct ride *const *rides, unsigned n)
 {
-    const struct cutter *c = arg;
-    usleep(c->wait_us);
-    if (ftruncate(c->fd, (off_t)c->len) != 0)
-        abort();
-    return NULL;
+    for (unsigned i = 0; i < n; i++) {
+        int fd = rides[i]->source->fd;
+        long to = atomic_exchange(&cuts[fd], -1);
+        if (to >= 0 && ftruncate(fd, to) != 0)
+            abort();
+    }
 }
 
 static void one_stream(unsigned *seed, unsigned char *ring)
@@ -134,19 +136,17 @@ static void one_stream(unsigned *seed, unsigned char *ring)
     p.others = others;
     struct pump_source s = { .fd = in, .offset = 0, .limit = len, .wait_ms = -1 };
     bool quit = rand_r(seed) % 16 == 0, cancel = rand_r(seed) % 16 == 0, shrinks = rand_r(seed) % 8 == 0;
-    struct cutter cutter = { in, len > 0 ? (size_t)rand_r(seed) % len : 0, (unsigned)rand_r(seed) % 20000 };
-    pthread_t cutting;
-    if (shrinks && pthread_create(&cutting, NULL, cut_short, &cutter) != 0)
+    size_t shrunk = len > 0 ? (size_t)rand_r(seed) % len : 0;
+    if (in >= FILES)
         abort();
+    atomic_store(&cuts[in], shrinks ? (long)shrunk : -1);
     int err = 1;
     while (err == 1 && !(quit && p.size > len / 2)) {
         if (cancel && p.size > len / 2)
             atomic_store(&p.cancelled, true);
         err = crew_read(&p, &s, rand_r(seed) % 8 == 0 ? 1 + (uint64_t)rand_r(seed) % 300000 : 4 << 20);
     }
-    if (shrinks)
-        pthread_join(cutting, NULL);
-    if (err == 0 && (err = pump_finish(&p)) == 0 && (p.size == len || (shrinks && p.size < len && p.size >= cutter.len))) {
+    if (err == 0 && (err = pump_finish(&p)) == 0 && (p.size == len || (shrinks && p.size < len && p.size >= shrunk))) {
         bool good = digests_are_right(engine, sets[set], counts[set], from, p.size)
                     && (beside != SUM || sum_is_right(&sum, from, p.size))
                     && (beside != BLOCKS || blocks_are_right(others, from, p.size))
