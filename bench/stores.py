@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import importlib.metadata
 import ssl
+import warnings
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -67,9 +68,11 @@ def _nothing(*args: Any) -> Any:
 
 def _open_glance_store(side: Side, datadir: Path, thin: bool) -> OpenStore:
     """As glance_store's own tests do it: a fresh ConfigOpts, registered options, overrides, configure()."""
-    cfg = importlib.import_module("oslo_config.cfg")
-    glance_store = importlib.import_module("glance_store")
-    filesystem = importlib.import_module("glance_store._drivers.filesystem")
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", r"\s*Eventlet is deprecated")  # that it uses it is not our reader's business
+        cfg = importlib.import_module("oslo_config.cfg")
+        glance_store = importlib.import_module("glance_store")
+        filesystem = importlib.import_module("glance_store._drivers.filesystem")
     location = importlib.import_module("glance_store.location")
 
     conf = cfg.ConfigOpts()
