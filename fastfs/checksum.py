@@ -283,11 +283,9 @@ def _hash_one(
     path: Any, names: tuple[str, ...], stop: Callable[[], bool] = lambda: False
 ) -> tuple[int, dict[str, str]]:
     try:
-        _native.expect_stream()
         source = open_source(path)
         try:
-            if source.cloneable is None:
-                _native.expect_no_stream()
+            source.announce()
             return digest_source(source, names, stop=stop)
         finally:
             source.close()

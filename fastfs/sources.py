@@ -22,6 +22,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from typing import Any, Protocol
 
+from fastfs import _native
 from fastfs.exceptions import BadSource
 
 # What is asked of a Python source at once.  Inside Glance a call of `read` costs some 75 us whatever its size:
@@ -30,6 +31,9 @@ READ_SIZE = 1024 * 1024
 
 # Up to here a whole object is handled in one piece: hashed in place and written by one native call.
 SMALL = 64 * 1024
+
+# From here on others may wait some milliseconds for a file, to be hashed together with it: 16 of them take 35.
+LARGE = 4 * 1024 * 1024
 
 # Memory is taken in steps of this size, between which signals, progress and time limits get their turn.
 MEMORY_STEP = 16 * 1024 * 1024
@@ -67,6 +71,11 @@ class Source:
     def transfer(self, sink: Sink, limit: int | None) -> None:
         """Bring bytes to `sink` until the source ends or it has brought `limit` bytes."""
         raise NotImplementedError
+
+    def announce(self) -> None:
+        """This thread will soon `transfer` it.  Call `fastfs._native.expect_no_stream` if it does not after all."""
+        if self.cloneable is not None and (self.size_hint or 0) >= LARGE:
+            _native.expect_stream()
 
     def skip(self, size: int) -> None:
         """`size` bytes were had by cloning: the position moves on."""

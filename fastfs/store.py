@@ -229,34 +229,17 @@ class Store:
         directory: DataDir | None,
     ) -> AddResult:
         """A large image; or one that turns out to be small, for which there is `directory`."""
-        try:
-            if not self.config.timeout:  # otherwise it is copied by another thread, and alone
-                _native.expect_stream()
-            return self._add_expected(name, image_file, size, algorithm, verifier, progress, directory)
-        finally:
-            _native.expect_no_stream()
-
-    def _add_expected(
-        self,
-        name: str,
-        image_file: Any,
-        size: int | None,
-        algorithm: hashing.Algorithm,
-        verifier: Any,
-        progress: Progress | None,
-        directory: DataDir | None,
-    ) -> AddResult:
         holder = self._guard.call("looking for a duplicate", self.datadirs.holding, name)
         if holder is not None:
             raise Duplicate.of(name, holder.file(name))
         source = open_source(image_file)
-        if source.cloneable is None:
-            _native.expect_no_stream()
         try:
             if directory is not None:
                 data = source.small(size, self.config.chunk_size)
                 if data is not None:
                     return self._add_small(directory, name, data, size, algorithm, verifier, progress)
+            if not self.config.timeout:  # otherwise it is copied by another thread, and alone
+                source.announce()
             hashers = hashing.hashers(algorithm.names, self.config.hash_engine)
             recorded = "" if self.config.records == "none" else algorithm.names[-1]
             upload = Upload(self.config, self.datadirs, self._guard, name, size, hashers, verifier, progress, recorded)
@@ -270,6 +253,7 @@ class Store:
             finally:
                 upload.end()
         finally:
+            _native.expect_no_stream()
             source.close()
         return result
 

@@ -16,7 +16,7 @@ from typing import Any
 
 from xxhash import xxh3_128
 
-from fastfs import _native, hashing, sidecar
+from fastfs import hashing, sidecar
 from fastfs import record as rec
 from fastfs.datadirs import close_quietly
 from fastfs.exceptions import UnknownHashingAlgo
@@ -89,15 +89,12 @@ class Check:
         began = time.monotonic()
         try:
             try:
-                if self.mode == "deep":
-                    _native.expect_stream()
                 finding = self._run()
             except Stopped:
                 finding = self._finding(Status.UNFINISHED, "broken off")
             except OSError as error:
                 finding = self._failed(error)
         finally:
-            _native.expect_no_stream()
             self._close()
         return dataclasses.replace(finding, checked=self._checked, seconds=time.monotonic() - began)
 
@@ -228,7 +225,6 @@ class Check:
 
     def _blocks(self, table: rec.Table, position: int) -> _Blocks:
         """Compare all blocks."""
-        _native.expect_no_stream()
         record = table.record
         size = record.block_size
         found = _Blocks(matched=position > 0)

@@ -11,6 +11,7 @@ from fastfs import _native, hashing
 from fastfs.record import Recorder
 from fastfs.scrub.cache import Guest
 from fastfs.scrub.limits import Limits
+from fastfs.sources import LARGE
 
 # How much the digests take between two looks at limits.
 STEP = 8 << 20
@@ -53,6 +54,8 @@ def digest_all(
     pump = _native.Pump(-1, [*hashers, recorder.hasher])
     guest = Guest(fd, info.st_size)
     try:
+        if info.st_size >= LARGE:
+            _native.expect_stream()
         sparse = info.st_blocks * 512 < info.st_size
         offset, end = 0, info.st_size
         while offset < end:
@@ -70,6 +73,7 @@ def digest_all(
             raise
         raise Unreadable(error) from error
     finally:
+        _native.expect_no_stream()
         pump.close()
         guest.done()
     named = {name: hasher.hexdigest() for name, hasher in zip(names, hashers, strict=True)}
