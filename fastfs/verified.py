@@ -166,13 +166,13 @@ class VerifiedFile(ChunkedFile):
 
     def _read_pieces(self, at: int) -> list[bytes]:
         """The pieces of the whole block that begins at `at`, checked, the first one last."""
-        source = self._pieces
-        if source is None:
-            fd = os.dup(self._descriptor())
-            source = self._pieces = _native.FileRange(fd, self.path, 0, self._size, self._piece_size)
-        if source.tell() != at:
-            source._move(at)
         try:
+            source = self._pieces
+            if source is None:
+                fd = os.dup(self._descriptor())
+                source = self._pieces = _native.FileRange(fd, self.path, 0, self._size, self._piece_size)
+            if source.tell() != at:
+                source._move(at)
             pieces, digest = source._hashed_pieces(self._block_size)
         except OSError as error:
             raise self._error(error.errno) from error
