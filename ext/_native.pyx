@@ -1318,19 +1318,21 @@ cdef class FileRange:
             done += got
         return 0
 
-    cdef int fill_all(self, iovec *iov, int n, int64_t start) except -1:
-        """Read `n` pieces from `start` on, whole."""
+    cdef int fill_kept(self, iovec *iov, Py_ssize_t first, Py_ssize_t end) except -1:
+        """Read pieces `first` to `end` of those that begin at the position, whole; `iov` is changed."""
+        cdef int64_t start = self.position + first * self.chunk
         cdef Py_ssize_t got = -EINTR
         cdef Py_ssize_t i, at
         while got == -EINTR:
             PyErr_CheckSignals()
             with nogil:
-                got = serve_read(self.file.fd, iov, n, start, False)
+                got = serve_read(self.file.fd, iov + first, <int>(end - first), start, False)
         if got <= 0:
             raise self._error(-<int>got if got < 0 else ENODATA)
-        for i in range(got // self.chunk, n):  # a signal came, or the file ends before that
-            at = max(0, got - i * self.chunk)
-            self.fill(<char *>iov[i].iov_base + at, self.chunk - at, start + i * self.chunk + at)
+        for i in range(first + got // self.chunk, end):  # a signal came, or the file ends before that
+            at = max(0, got - (i - first) * self.chunk)
+            start = self.position + i * self.chunk + at
+            self.fill(PyBytes_AS_STRING(<object>self.kept[i]) + at, self.chunk - at, start)
         return 0
 
     # -- pieces ---------------------------------------------------------------------------------------------
@@ -1461,6 +1463,7 @@ cdef class FileRange:
         :param size: more than 240, and 1 to 64 pieces.
         """
         cdef iovec iov[AHEAD_MAX]
+        cdef const char *data[AHEAD_MAX]
         cdef xxh3_t hash
         cdef unsigned char digest[XXH3_DIGEST]
         cdef Py_ssize_t n = size // self.chunk
@@ -1482,10 +1485,12 @@ cdef class FileRange:
             xxh3_begin(&hash)
             while at < n:
                 end = min(at + some, n)
-                self.fill_all(iov + at, <int>(end - at), self.position + at * self.chunk)
+                self.fill_kept(iov, at, end)
+                for i in range(at, end):
+                    data[i] = PyBytes_AS_STRING(<object>self.kept[i])
                 with nogil:
                     for i in range(at, end):
-                        xxh3_update(&hash, ways_kernels(), iov[i].iov_base, <size_t>self.chunk)
+                        xxh3_update(&hash, ways_kernels(), data[i], <size_t>self.chunk)
                 at = end
             xxh3_digest(&hash, digest)
             self.position += size
