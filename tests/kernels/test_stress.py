@@ -194,4 +194,4 @@ CREW_SEEDS = {
 def test_a_fault_seeded_in_the_crew_is_found(seed: str, objects: list[Path], tmp_path: Path) -> None:
     sanitizer, file, good, bad = CREW_SEEDS[seed]
     target = crew(tmp_path, objects, sanitizer, file, good, bad)
-    assert any(is_faulty(target, tmp_path, 30, 8, turn) for turn in range(1, 9)), "not found"
+    assert any(is_faulty(target, tmp_path, 30, 8, turn) for turn in range(1, 41)), "not found"
