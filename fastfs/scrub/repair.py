@@ -77,10 +77,13 @@ class FileCopy:
 
     def __init__(self, path: str) -> None:
         self._fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-        mode = os.fstat(self._fd).st_mode
-        if not (stat.S_ISREG(mode) or stat.S_ISBLK(mode)):
+        try:
+            mode = os.fstat(self._fd).st_mode
+            if not (stat.S_ISREG(mode) or stat.S_ISBLK(mode)):
+                raise Invalid(f"{path} is no file that could hold a copy of an image", path=path)
+        except BaseException:
             close_quietly(self._fd)
-            raise Invalid(f"{path} is no file that could hold a copy of an image", path=path)
+            raise
 
     def read(self, offset: int, length: int) -> bytes:
         pieces = []
