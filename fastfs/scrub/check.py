@@ -288,14 +288,13 @@ class Check:
             return 0
         count, matched = 0, False
         with view:
-            while count < most:
-                hasher = xxh3_128()
-                hasher.update(view[count * size : (count + 1) * size])
-                digest = hasher.digest()
-                if digest != table.digest(block + count):
-                    break
-                matched = matched or digest != rec.zero_digest(size)
-                count += 1
+            digests = rec.block_digests(view, size)
+        while count < most:
+            digest = digests[count * rec.DIGEST : (count + 1) * rec.DIGEST]
+            if digest != table.digest(block + count):
+                break
+            matched = matched or digest != rec.zero_digest(size)
+            count += 1
         if not mapped.intact:
             return 0
         found.matched = found.matched or matched
