@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 from leftovers import descriptors
 
-from fastfs import Store, _native
+from fastfs import Store, _native, record
 from fastfs.scrub import check
 from fastfs.scrub.cache import Guest
 from fastfs.scrub.finding import Status
@@ -126,6 +126,25 @@ def test_a_scrub_of_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         assert first["b"] in (Status.UNREADABLE, Status.BUSY, Status.TRUNCATED), first
         found = {finding.image_id: finding.status for finding in store.scrub(jobs=1, restart=True)}
         assert found == {"a": Status.CLEAN, "b": Status.TRUNCATED}
+
+
+def test_bad_blocks_are_not_hashed_again_and_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    count = 24
+    hashed = []
+    block_digests = record.block_digests
+
+    def counted(data: memoryview, size: int) -> bytes:
+        hashed.append(len(data) // size)
+        return block_digests(data, size)
+
+    with Store(datadir=str(tmp_path / "images"), durability="none") as store:
+        store.add("a", os.urandom(count * LEAST))
+        (tmp_path / "images" / "a").write_bytes(os.urandom(count * LEAST))
+        monkeypatch.setattr(record, "block_digests", counted)
+        (finding,) = store.scrub(jobs=1)
+    assert finding.bad_blocks == count
+    assert hashed[0] > 1
+    assert sum(hashed) < hashed[0] + count
 
 
 def test_deep_scrubs_of_what_is_cut_short_meanwhile(tmp_path: Path) -> None:

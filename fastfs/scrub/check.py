@@ -38,8 +38,8 @@ PIECE = 256 * 1024
 # Looked at without copying before progress is told and an end is asked for.
 MAPPED_RUN = 8 << 20
 
-# For more than that `update` of xxhash gives up the GIL (in all versions from 3.1 on): nobody has to wait when a
-# page must be fetched after all.
+# For more than that xxhash, which is used where there are no kernels, gives up the GIL (in all versions from 3.1 on):
+# nobody has to wait when a page must be fetched after all.
 UNLOCKED = 64 * 1024
 
 # How often the position in a long check is noted, in seconds: what a kill may cost.
@@ -239,7 +239,7 @@ class Check:
                 self.limits.check()
                 run = self._clean_run(guest, mapped, map_, table, block, found)
                 if run:
-                    failures = 0
+                    failures, found.careful = 0, False
                     block += run
                     self._report(run * size)
                     self._note(table, found, block * size)
@@ -256,7 +256,8 @@ class Check:
                 except Unreadable as error:
                     failures += 1
                     digest, found.error = b"", str(error)
-                if digest != wanted or there < length:
+                found.careful = digest != wanted or there < length
+                if found.careful:
                     found.bad.add(block)
                 elif digest != rec.zero_digest(length):
                     found.matched = True
@@ -278,7 +279,8 @@ class Check:
     ) -> int:
         """How many whole blocks from this one on are clean, seen where they lie in the page cache; 0: read this one."""
         size, offset = table.record.block_size, block * table.record.block_size
-        most = min(MAPPED_RUN, self._info.st_size - offset, table.record.size - offset) // size
+        run = size if found.careful else MAPPED_RUN
+        most = min(run, self._info.st_size - offset, table.record.size - offset) // size
         if most <= 0 or size <= UNLOCKED or self.limits.rate or map_.sparse:
             return 0
         guest.reading(offset)
@@ -415,6 +417,8 @@ class _Blocks:
         #: One at least, not of zeroes only, is as recorded: the file is the image, whatever happened to it.
         self.matched = matched
         self.error = ""
+        #: The block before was bad: the next ones may be, too, and all of a run is hashed before one is compared.
+        self.careful = False
 
 
 class _DataMap:
