@@ -1197,6 +1197,7 @@ cdef Py_ssize_t AHEAD = 512 * 1024
 # reading alone, 256 KiB 0.85.
 cdef Py_ssize_t BLOCK_STEP = 256 * 1024
 cdef enum: AHEAD_MAX = 64
+PIECES_MOST = AHEAD_MAX
 
 cdef uint64_t SEND_BUDGET = 64 * 1024 * 1024  # some 30 ms: how long a signal may have to wait
 
@@ -1347,15 +1348,21 @@ cdef class FileRange:
             done += got
         return 0
 
+    cdef Py_ssize_t read_many(self, iovec *iov, int n, int64_t start, bint nowait) except? -1:
+        """As serve_read, but for signals; `iov` is changed."""
+        cdef Py_ssize_t got
+        while True:
+            with nogil:
+                got = serve_read(self.file.fd, iov, n, start, nowait)
+            if got != -EINTR:
+                return got
+            PyErr_CheckSignals()
+
     cdef int fill_kept(self, iovec *iov, Py_ssize_t first, Py_ssize_t end) except -1:
         """Read pieces `first` to `end` of those that begin at the position, whole; `iov` is changed."""
         cdef int64_t start = self.position + first * self.chunk
-        cdef Py_ssize_t got = -EINTR
+        cdef Py_ssize_t got = self.read_many(iov + first, <int>(end - first), start, False)
         cdef Py_ssize_t i, at
-        while got == -EINTR:
-            PyErr_CheckSignals()
-            with nogil:
-                got = serve_read(self.file.fd, iov + first, <int>(end - first), start, False)
         if got <= 0:
             raise self._error(-<int>got if got < 0 else ENODATA)
         for i in range(first + got // self.chunk, end):  # a signal came, or the file ends before that
@@ -1413,12 +1420,7 @@ cdef class FileRange:
         last = <Py_ssize_t>min(left - (n - 1) * self.chunk, <int64_t>self.chunk)
         first = self.chunk if n > 1 else last
         buffers = self.prepare(n, last, iov)
-        while True:
-            with nogil:
-                got = serve_read(self.file.fd, iov, buffers, self.position, nowait)
-            if got != -EINTR:
-                break
-            PyErr_CheckSignals()
+        got = self.read_many(iov, buffers, self.position, nowait)
         if nowait and (got == -EAGAIN or 0 <= got < first):
             return 0
         if nowait and got == -EOPNOTSUPP:

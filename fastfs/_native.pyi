@@ -121,6 +121,7 @@ def close_objects(fds: Sequence[int]) -> list[int]: ...
 BY_SENDFILE: Final[int]
 BY_MAPPING: Final[int]
 BY_MEMORY: Final[int]
+PIECES_MOST: Final[int]
 
 @disjoint_base
 class FileRange:

@@ -294,14 +294,14 @@ OTHER_VARIABLES = ("CONFIG", "DEBUG", "GLANCE_DISABLE", "GLANCE_STRICT", "HASH_T
 
 def misspelt_variables(environ: Mapping[str, str] | None = None) -> dict[str, str]:
     """Variables that are nearly called like those of `read_env`, and what was probably meant."""
-    from difflib import get_close_matches
-
     names = [name.upper() for name in SCHEMA["properties"]]
     found = {}
     for name in os.environ if environ is None else environ:
         rest = name.removeprefix(ENV_PREFIX)
         if rest == name or rest in names or rest in OTHER_VARIABLES:
             continue
+        from difflib import get_close_matches
+
         near = get_close_matches(rest, names, n=1, cutoff=0.8)
         if near:
             found[name] = ENV_PREFIX + near[0]

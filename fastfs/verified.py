@@ -64,10 +64,6 @@ def _stale(path: str, image_id: str) -> Unverifiable:
     )
 
 
-#: As many of a block as `fastfs._native.FileRange` reads at once.
-MOST_PIECES = 64
-
-
 class VerifiedFile(ChunkedFile):
     """As a `ChunkedFile`, but of checked blocks, whatever way its bytes take.
 
@@ -112,7 +108,7 @@ class VerifiedFile(ChunkedFile):
         # moving it for each piece would cost as much as hashing it.
         self._pieces: _native.FileRange | None = None
         self._piece_size = chunk_size
-        even = self._block_size % chunk_size == 0 and self._block_size // chunk_size <= MOST_PIECES
+        even = self._block_size % chunk_size == 0 and self._block_size // chunk_size <= _native.PIECES_MOST
         self._even = even and not views and bool(_native.kernel())
 
     def fileno(self) -> int:
