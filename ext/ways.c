@@ -164,8 +164,8 @@ static double time_of(const struct ways *k, const struct way *w, const unsigned 
 }
 
 /* The least time: what disturbs a measurement only makes it longer.  All ways in turns, so that a disturbance meets all of
- * them, until none has become faster for a while: what a processor can do, with its widest vectors above all, it does after some
- * milliseconds only (Intel: 8 lanes of MD5 and SHA-512 2.1 GB/s after seven turns, 2.5 after thirty). */
+ * them, until none has become faster for a while: what a processor can do, with its widest vectors above all, it does after
+ * some milliseconds only (Intel: 8 lanes of MD5 and SHA-512 2.1 GB/s after seven turns, 2.5 after thirty). */
 static void measure_costs(struct ways *k)
 {
     unsigned char *memory = calloc(WAYS_LANES, MEASURE + 256);

@@ -2,7 +2,7 @@
  *
  * A part of a file as memory, to be looked at only: what is in the page cache need not be copied to be hashed.
  *
- * A mapping costs 0.01 ns a byte, where read(2) costs 0.12 (Sapphire Rapids and later, ext4 with large folios).  What it
+ * A mapping costs 0.01 ns a byte, where read(2) costs 0.12 (Intel Xeon with AVX-512, ext4 with large folios).  What it
  * shows is the file as long as `window_intact`; see busguard.h.
  */
 #ifndef FASTFS_WINDOW_H
@@ -25,8 +25,8 @@ bool window_allowed(void);
 /* `len` bytes, a multiple of the page size, from the page on that `offset` is in.  False: there is no such mapping. */
 bool window_open(struct window *w, int fd, int64_t offset, size_t len);
 
-/* Have all from `begin` to `end` mapped, and what follows before `most` if that is at hand.  `resident`: only what is in the page
- * cache; the caller owns the file or is privileged, for mincore(2) tells nobody else.  False: it is not there. */
+/* Have all from `begin` to `end` mapped, and what follows before `most` if that is at hand.  `resident`: only what is in the
+ * page cache; the caller owns the file or may write to it, for mincore(2) tells nobody else.  False: it is not there. */
 bool window_fetch(struct window *w, int64_t begin, int64_t end, int64_t most, bool resident);
 
 /* The bytes from `offset` on. */

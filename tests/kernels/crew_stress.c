@@ -3,8 +3,7 @@
  * crew_stress DIRECTORY THREADS STREAMS SEED [KERNEL]: many threads copy regular files of random lengths, in calls of random
  * length, some with a digest that is not the engine's, some with block digests, some without a target, some given up or
  * cancelled on the way, some cut short meanwhile.  Compares every digest with that of a stream that is alone and every copy
- * with its source.  Prints the counters; ends with 1 if something
- * is wrong or nobody joined a crew.  For ThreadSanitizer and AddressSanitizer.
+ * with its source.  Prints the counters; ends with 1 if something is wrong or nobody joined a crew.  For ThreadSanitizer and AddressSanitizer.
  */
 #define _GNU_SOURCE
 #include "blocks.h"
