@@ -10,10 +10,10 @@ from cpython.buffer cimport PyBUF_SIMPLE, PyBUF_WRITABLE, PyBuffer_FillInfo, PyB
 from cpython.bytes cimport PyBytes_CheckExact
 from cpython.exc cimport PyErr_CheckSignals
 from cpython.memoryview cimport PyMemoryView_FromMemory
-from libc.errno cimport EINTR, EIO, ENOMEM, errno
+from libc.errno cimport EBADF, EINTR, EIO, ENOMEM, errno
 from libc.stdint cimport int64_t, uint64_t
 from libc.stdlib cimport free as libc_free, malloc
-from libc.string cimport memcpy
+from libc.string cimport memcpy, memmove, memset
 from posix.unistd cimport close, getpid, pid_t
 
 import os
@@ -1113,7 +1113,7 @@ def close_objects(fds):
 
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
 from cpython.ref cimport Py_CLEAR, Py_INCREF, PyObject
-from libc.errno cimport EAGAIN, EBUSY, ENODATA, EOPNOTSUPP
+from libc.errno cimport EBADF, EAGAIN, EBUSY, ENODATA, EOPNOTSUPP
 
 cdef extern from "Python.h":
     Py_ssize_t PY_SSIZE_T_MAX
@@ -1163,6 +1163,8 @@ cdef extern from "serve.h" nogil:
     void serve_file_leave(file_t *f)
     int serve_file_claim(file_t *f)
     void serve_file_unclaim(file_t *f)
+    bint serve_file_seize(file_t *f)
+    void serve_file_release(file_t *f)
     void serve_file_close(file_t *f)
     bint serve_file_closed(const file_t *f)
     Py_ssize_t serve_read(int fd, iovec *iov, int n, int64_t offset, bint nowait)
@@ -1186,6 +1188,19 @@ cdef extern from "serve.h" nogil:
     bint serve_remote(int fd)
     bint serve_local_peer(int fd)
 
+cdef extern from "blockread.h" nogil:
+    enum: BLOCKREAD_PIECES, BLOCKREAD_SLOTS
+    ctypedef struct blockread_t "struct blockread":
+        pass
+    blockread_t *blockread_new(file_t *file, unsigned each, size_t piece)
+    void blockread_free(blockread_t *b)
+    void blockread_hire(blockread_t *b)
+    bint blockread_has_room(blockread_t *b)
+    void blockread_offer(blockread_t *b, int64_t offset, char **memory)
+    unsigned blockread_offered(const blockread_t *b)
+    int blockread_next(blockread_t *b, unsigned char *digest)
+    void blockread_forget(blockread_t *b)
+
 BY_SENDFILE = SERVE_SENDFILE
 BY_MAPPING = SERVE_MAPPED
 BY_MEMORY = SERVE_MEMORY
@@ -1193,13 +1208,31 @@ BY_MEMORY = SERVE_MEMORY
 # How far pieces are read ahead, by one system call.  512 MiB took 62 ms at 64 KiB, 57 at 256, 50 at 512 and 47 at 1024;
 # the memory is that of each reader.
 cdef Py_ssize_t AHEAD = 512 * 1024
-# Read and then hashed at once, while it is in the processor's own cache: 64 KiB at a time have 0.80 of the rate of
-# reading alone, 256 KiB 0.85.
-cdef Py_ssize_t BLOCK_STEP = 256 * 1024
 cdef enum: AHEAD_MAX = 64
-PIECES_MOST = AHEAD_MAX
 
 cdef uint64_t SEND_BUDGET = 64 * 1024 * 1024  # some 30 ms: how long a signal may have to wait
+
+
+cdef int claim(file_t *file) except -1:
+    cdef int err = serve_file_claim(file)
+    if err == -EBUSY:
+        raise ValueError("the reader is in use by another thread")
+    if err < 0:
+        raise ValueError("the reader is closed")
+    return 0
+
+
+cdef char *writable_piece(PyObject **kept, Py_ssize_t size) except NULL:
+    """The memory of a piece of which nobody else knows: the one that is kept, or a new one in its place."""
+    if kept[0] != NULL:
+        if fastfs_unshared(kept[0]) and PyBytes_GET_SIZE(<object>kept[0]) == size:
+            fastfs_forget_hash(kept[0])
+            return PyBytes_AS_STRING(<object>kept[0])
+        Py_CLEAR(kept[0])
+    piece = PyBytes_FromStringAndSize(NULL, size)
+    Py_INCREF(piece)
+    kept[0] = <PyObject *>piece
+    return PyBytes_AS_STRING(piece)
 
 
 cdef class FileRange:
@@ -1318,12 +1351,7 @@ cdef class FileRange:
         serve_file_unclaim(&self.file)
 
     cdef int claim(self) except -1:
-        cdef int err = serve_file_claim(&self.file)
-        if err == -EBUSY:
-            raise ValueError("the reader is in use by another thread")
-        if err < 0:
-            raise ValueError("the reader is closed")
-        return 0
+        return claim(&self.file)
 
     cdef int advise(self) except -1:
         """Once, and not for what is read at one go anyway."""
@@ -1348,29 +1376,6 @@ cdef class FileRange:
             done += got
         return 0
 
-    cdef Py_ssize_t read_many(self, iovec *iov, int n, int64_t start, bint nowait) except? -1:
-        """As serve_read, but for signals; `iov` is changed."""
-        cdef Py_ssize_t got
-        while True:
-            with nogil:
-                got = serve_read(self.file.fd, iov, n, start, nowait)
-            if got != -EINTR:
-                return got
-            PyErr_CheckSignals()
-
-    cdef int fill_kept(self, iovec *iov, Py_ssize_t first, Py_ssize_t end) except -1:
-        """Read pieces `first` to `end` of those that begin at the position, whole; `iov` is changed."""
-        cdef int64_t start = self.position + first * self.chunk
-        cdef Py_ssize_t got = self.read_many(iov + first, <int>(end - first), start, False)
-        cdef Py_ssize_t i, at
-        if got <= 0:
-            raise self._error(-<int>got if got < 0 else ENODATA)
-        for i in range(first + got // self.chunk, end):  # a signal came, or the file ends before that
-            at = max(0, got - (i - first) * self.chunk)
-            start = self.position + i * self.chunk + at
-            self.fill(PyBytes_AS_STRING(<object>self.kept[i]) + at, self.chunk - at, start)
-        return 0
-
     # -- pieces ---------------------------------------------------------------------------------------------
 
     cdef object prepare(self, Py_ssize_t n, Py_ssize_t last, iovec *iov):
@@ -1393,17 +1398,7 @@ cdef class FileRange:
             return 1
         for i in range(n):
             size = self.chunk if i < n - 1 else last
-            if self.kept[i] != NULL:
-                if fastfs_unshared(self.kept[i]) and PyBytes_GET_SIZE(<object>self.kept[i]) == size:
-                    fastfs_forget_hash(self.kept[i])
-                else:
-                    Py_CLEAR(self.kept[i])
-            if self.kept[i] == NULL:
-                piece = PyBytes_FromStringAndSize(NULL, size)
-                Py_INCREF(piece)
-                self.kept[i] = <PyObject *>piece
-                piece = None
-            iov[i].iov_base = PyBytes_AS_STRING(<object>self.kept[i])
+            iov[i].iov_base = writable_piece(&self.kept[i], size)
             iov[i].iov_len = <size_t>size
         return n
 
@@ -1420,7 +1415,12 @@ cdef class FileRange:
         last = <Py_ssize_t>min(left - (n - 1) * self.chunk, <int64_t>self.chunk)
         first = self.chunk if n > 1 else last
         buffers = self.prepare(n, last, iov)
-        got = self.read_many(iov, buffers, self.position, nowait)
+        while True:
+            with nogil:
+                got = serve_read(self.file.fd, iov, buffers, self.position, nowait)
+            if got != -EINTR:
+                break
+            PyErr_CheckSignals()
         if nowait and (got == -EAGAIN or 0 <= got < first):
             return 0
         if nowait and got == -EOPNOTSUPP:
@@ -1485,51 +1485,6 @@ cdef class FileRange:
                 if not self.ahead(nowait):
                     return NotImplemented
             return self.take()
-        finally:
-            serve_file_unclaim(&self.file)
-
-    def _hashed_pieces(self, Py_ssize_t size):
-        """All pieces of the next `size` bytes, the first one last, and the XXH3 digest of 128 bits of these bytes.
-
-        :param size: more than 240, and 1 to 64 pieces.
-        """
-        cdef iovec iov[AHEAD_MAX]
-        cdef const char *data[AHEAD_MAX]
-        cdef xxh3_t hash
-        cdef unsigned char digest[XXH3_DIGEST]
-        cdef Py_ssize_t n = size // self.chunk
-        cdef Py_ssize_t some = max(1, BLOCK_STEP // self.chunk)
-        cdef Py_ssize_t at = 0
-        cdef Py_ssize_t end, i
-        cdef list pieces = []
-        if self.views or size <= XXH3_SHORT or n > AHEAD_MAX or n * self.chunk != size:
-            raise ValueError(f"{size} bytes are not 1 to {AHEAD_MAX} pieces of {self.chunk}")
-        if engine_kernels() == NULL:
-            raise RuntimeError("there is no XXH3 for this machine")
-        self.claim()
-        try:
-            if self.end - self.position < size:
-                raise self._error(ENODATA)
-            self.advise()
-            self.forget()
-            self.prepare(n, self.chunk, iov)
-            xxh3_begin(&hash)
-            while at < n:
-                end = min(at + some, n)
-                self.fill_kept(iov, at, end)
-                for i in range(at, end):
-                    data[i] = PyBytes_AS_STRING(<object>self.kept[i])
-                with nogil:
-                    for i in range(at, end):
-                        xxh3_update(&hash, ways_kernels(), data[i], <size_t>self.chunk)
-                at = end
-            xxh3_digest(&hash, digest)
-            self.position += size
-            for i in range(n - 1, -1, -1):
-                pieces.append(<object>self.kept[i])
-                if self.chunk > AHEAD:  # too much to be kept
-                    Py_CLEAR(self.kept[i])
-            return pieces, digest[:XXH3_DIGEST]
         finally:
             serve_file_unclaim(&self.file)
 
@@ -1607,6 +1562,148 @@ cdef class FileRange:
             if before:
                 serve_narrow(out, before)
             serve_file_leave(&self.file)
+
+
+# A helper takes 30 us to be started, and reading ahead what nobody wants takes longer.
+cdef int64_t READ_BEFORE_HELP = 4 * 1024 * 1024
+
+
+@cython.final
+cdef class CheckedBlocks:
+    """Whole blocks of an open file, each in pieces and with its digest, one after the other: see blockread.h.
+
+    A second thread reads ahead once 4 MiB were read in order, where there is a processor to spare.  It lives until
+    `close`.
+
+    :param fd: a descriptor, owned by this object from now on.
+    :param end: where the last block ends, at most.
+    :param block_size: more than 240; a multiple of `piece_size`, 64 times that at most.
+    :raises ValueError: other sizes.
+    :raises RuntimeError: there is no XXH3 for this machine.
+    """
+
+    cdef file_t file
+    cdef blockread_t *blocks
+    cdef Py_ssize_t block_size, piece_size, each
+    cdef int64_t end
+    cdef int64_t start      # of what is read in order
+    cdef int64_t position   # of the next block
+    # Memory of blocks, which set each is in (the one at `position` first), and which sets are in use.
+    cdef PyObject *kept[BLOCKREAD_SLOTS][BLOCKREAD_PIECES]
+    cdef int order[BLOCKREAD_SLOTS]
+    cdef unsigned used
+
+    def __cinit__(self, int fd, *args):
+        serve_file_init(&self.file, fd)
+        memset(self.kept, 0, sizeof(self.kept))
+
+    def __init__(self, int fd, int64_t end, Py_ssize_t block_size, Py_ssize_t piece_size):
+        if self.blocks != NULL or piece_size < 1 or block_size % piece_size or not can_check(block_size, piece_size):
+            raise ValueError(f"{block_size} bytes in pieces of {piece_size}")
+        if engine_kernels() == NULL:
+            raise RuntimeError("there is no XXH3 for this machine")
+        self.block_size = block_size
+        self.piece_size = piece_size
+        self.each = block_size // piece_size
+        self.end = end
+        self.start = self.position = -1
+        self.blocks = blockread_new(&self.file, <unsigned>self.each, <size_t>piece_size)
+        if self.blocks == NULL:
+            raise MemoryError()
+
+    def __dealloc__(self):
+        self.drop()
+        serve_file_close(&self.file)
+
+    cdef void drop(self):
+        """Let go of the thread and all memory."""
+        with nogil:
+            blockread_free(self.blocks)
+        self.blocks = NULL
+        for i in range(BLOCKREAD_SLOTS):
+            for j in range(BLOCKREAD_PIECES):
+                Py_CLEAR(self.kept[i][j])
+
+    cdef void reap(self):
+        """Whoever closes it while another thread reads leaves this to that one."""
+        if serve_file_seize(&self.file):
+            self.drop()
+            serve_file_release(&self.file)
+
+    def close(self):
+        """Give descriptor and thread back, as soon as no other thread uses them.  May be repeated."""
+        serve_file_close(&self.file)
+        self.reap()
+
+    cdef int offer(self) except -1:
+        """Have as many of the next blocks read as there is room for."""
+        cdef char *memory[BLOCKREAD_PIECES]
+        cdef unsigned n, i
+        cdef int which
+        while blockread_has_room(self.blocks):
+            n = blockread_offered(self.blocks)
+            if n == 0:
+                self.used = 0
+            if self.position + (n + 1) * self.block_size > self.end:
+                break
+            which = 0
+            while self.used >> which & 1:
+                which += 1
+            for i in range(self.each):
+                memory[i] = writable_piece(&self.kept[which][i], self.piece_size)
+            self.order[n] = which
+            self.used |= 1u << which
+            blockread_offer(self.blocks, self.position + n * self.block_size, memory)
+        return 0
+
+    def read(self, int64_t position):
+        """The block at `position`: its pieces, the first one last, and its digest, XXH3 of 128 bits.
+
+        :raises OSError: it cannot be read; ENODATA: the file ends before the block does.
+        :raises ValueError: closed, or in use by another thread.
+        """
+        cdef unsigned char digest[XXH3_DIGEST]
+        cdef list pieces = []
+        cdef Py_ssize_t i
+        cdef int which, err
+        claim(&self.file)
+        try:
+            if position != self.position:
+                with nogil:
+                    blockread_forget(self.blocks)
+                self.start = self.position = position
+                if self.end - position > 128 * 1024:
+                    serve_advise(self.file.fd, position, <uint64_t>(self.end - position))
+            if position - self.start >= READ_BEFORE_HELP:
+                blockread_hire(self.blocks)
+            self.offer()
+            if blockread_offered(self.blocks) == 0:
+                raise OSError(ENODATA, os.strerror(ENODATA))
+            while True:
+                with nogil:
+                    err = blockread_next(self.blocks, digest)
+                if err != -EINTR:
+                    break
+                PyErr_CheckSignals()
+            which = self.order[0]
+            self.used &= ~(1u << which)
+            memmove(self.order, self.order + 1, sizeof(self.order) - sizeof(self.order[0]))
+            self.position += self.block_size
+            if err == -EBADF:
+                raise ValueError("the reader is closed")
+            if err < 0:
+                raise OSError(-err, os.strerror(-err))
+            for i in range(self.each - 1, -1, -1):
+                pieces.append(<object>self.kept[which][i])
+            return pieces, (<char *>digest)[:XXH3_DIGEST]
+        finally:
+            serve_file_unclaim(&self.file)
+            self.reap()
+
+
+cpdef bint can_check(Py_ssize_t block_size, Py_ssize_t piece_size):
+    """Can `CheckedBlocks` have blocks of this size in such pieces?"""
+    return block_size > XXH3_SHORT and block_size % piece_size == 0 and block_size // piece_size <= BLOCKREAD_PIECES
 
 
 def open_regular(str path):

@@ -59,6 +59,22 @@ void serve_file_unclaim(struct serve_file *f)
     atomic_store(&f->claimed, false);
 }
 
+bool serve_file_seize(struct serve_file *f)
+{
+    return serve_file_closed(f) && !atomic_exchange(&f->claimed, true);
+}
+
+void serve_file_release(struct serve_file *f)
+{
+    atomic_store(&f->claimed, false);
+}
+
+void serve_file_forked(struct serve_file *f)
+{
+    unsigned closed = atomic_load(&f->state) & SERVE_CLOSED;
+    atomic_store(&f->state, closed | atomic_load(&f->claimed));
+}
+
 void serve_file_close(struct serve_file *f)
 {
     if (atomic_fetch_or(&f->state, SERVE_CLOSED) == 0)

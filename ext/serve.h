@@ -40,6 +40,13 @@ void serve_file_leave(struct serve_file *f);
 int serve_file_claim(struct serve_file *f);
 void serve_file_unclaim(struct serve_file *f);
 
+/* Claim a file that is closed, to give back what belongs to it: true for one thread at a time, which calls release. */
+bool serve_file_seize(struct serve_file *f);
+void serve_file_release(struct serve_file *f);
+
+/* In a forked child, which has none of the other threads that may have been within. */
+void serve_file_forked(struct serve_file *f);
+
 /* May be repeated. */
 void serve_file_close(struct serve_file *f);
 bool serve_file_closed(const struct serve_file *f);

@@ -106,10 +106,10 @@ class VerifiedFile(ChunkedFile):
         # Where pieces do not straddle blocks, a block can be read as the pieces that are handed out, 64 KiB each and
         # not copied again.  Checked ones that follow, the next one last, up to where the base class believes to be:
         # moving it for each piece would cost as much as hashing it.
-        self._pieces: _native.FileRange | None = None
+        self._pieces: _native.CheckedBlocks | None = None
         self._piece_size = chunk_size
-        even = self._block_size % chunk_size == 0 and self._block_size // chunk_size <= _native.PIECES_MOST
-        self._even = even and not views and bool(_native.kernel())
+        fitting = not views and _native.can_check(self._block_size, chunk_size)
+        self._in_pieces = fitting and bool(_native.kernel())
 
     def fileno(self) -> int:
         """:raises io.UnsupportedOperation: always."""
@@ -146,8 +146,8 @@ class VerifiedFile(ChunkedFile):
             self._finish()
             return None
         chunk = self.chunk_size
-        even = self._even and self.call is direct and chunk == self._piece_size
-        if even and at % self._block_size == 0 and at + self._block_size <= end:
+        whole = at % self._block_size == 0 and at + self._block_size <= end
+        if whole and self._in_pieces and self.call is direct and chunk == self._piece_size:
             ready = self._read_pieces(at)
             self._move(at + self._block_size)
             self._ready = ready
@@ -157,19 +157,17 @@ class VerifiedFile(ChunkedFile):
             piece = self._checked(at, at + size)
             self._move(at + size)
             return piece
-        whole = self.read(size)
-        return memoryview(whole) if self.views else whole
+        data = self.read(size)
+        return memoryview(data) if self.views else data
 
     def _read_pieces(self, at: int) -> list[bytes]:
         """The pieces of the whole block that begins at `at`, checked, the first one last."""
         try:
-            source = self._pieces
-            if source is None:
+            if self._pieces is None:
                 fd = os.dup(self._descriptor())
-                source = self._pieces = _native.FileRange(fd, self.path, 0, self._size, self._piece_size)
-            if source.tell() != at:
-                source._move(at)
-            pieces, digest = source._hashed_pieces(self._block_size)
+                end = self.offset + self.length
+                self._pieces = _native.CheckedBlocks(fd, end, self._block_size, self._piece_size)
+            pieces, digest = self._pieces.read(at)
         except OSError as error:
             raise self._error(error.errno) from error
         self._compare(at // self._block_size, digest)
@@ -231,6 +229,9 @@ class VerifiedFile(ChunkedFile):
         return piece
 
     def _compare(self, block: int, digest: bytes) -> None:
+        """:raises IntegrityError: the block has another digest.
+        :raises Unverifiable: nobody knows which one it should have.
+        """
         try:
             wanted = self.call(self._table.digest, block)
         except rec.Damaged as error:

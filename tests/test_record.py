@@ -609,6 +609,130 @@ def test_a_bad_block_is_never_handed_out(block: int, way: str, store: Store, ima
         assert store.get(url, begin, length, verify=True)[0].read() == data[begin : begin + length]
 
 
+@pytest.fixture
+def long_image(tmp_path: Path) -> Iterator[tuple[Store, str, bytes]]:
+    """A store and an image of 9 MiB and a bit: after the first 4 MiB a second thread reads ahead."""
+    data = content((9 << 20) + 123)
+    with Store(datadir=str(tmp_path / "long"), record_block_size=1 << 18, durability="none") as store:
+        yield store, store.add("image", data).url, data
+
+
+def threads() -> int:
+    return len(os.listdir("/proc/self/task"))
+
+
+def collect(reader: Iterator[bytes], got: bytearray) -> None:
+    """What comes until an error."""
+    for piece in reader:
+        got += piece
+
+
+def has_helper() -> bool:
+    return len(os.sched_getaffinity(0)) > 1 and bool(_native.kernel())
+
+
+@pytest.mark.parametrize("way", ["to the end", "closed", "dropped", "bad block"])
+def test_read_ahead_by_a_second_thread(way: str, long_image: tuple[Store, str, bytes]) -> None:
+    store, url, data = long_image
+    before, descriptors = threads(), len(os.listdir("/proc/self/fd"))
+    if way == "bad block":
+        with open(url.removeprefix("file://"), "r+b") as file:
+            file.seek(8 << 20)
+            file.write(bytes([data[8 << 20] ^ 1]))
+    reader, _ = store.get(url, verify=True)
+    got = bytearray(b"".join(next(reader) for _ in range(100)))
+    assert threads() == before + has_helper()
+    if way == "closed":
+        reader.close()
+    elif way == "to the end":
+        collect(reader, got)
+        assert len(got) == len(data)
+    elif way == "bad block":
+        with pytest.raises(IntegrityError) as caught:
+            collect(reader, got)
+        assert (caught.value.block, len(got)) == (32, 8 << 20)
+    assert got == data[: len(got)]
+    del reader
+    assert (threads(), len(os.listdir("/proc/self/fd"))) == (before, descriptors)
+
+
+def test_a_good_block_after_a_bad_one_is_not_handed_out(long_image: tuple[Store, str, bytes]) -> None:
+    """Not even by a reader that was read ahead for; what is before the bad one is."""
+    store, url, data = long_image
+    with open(url.removeprefix("file://"), "r+b") as file:
+        file.seek((6 << 20) + 77)
+        file.write(bytes([data[(6 << 20) + 77] ^ 1]))
+    reader, _ = store.get(url, verify=True)
+    got = bytearray()
+    with pytest.raises(IntegrityError):
+        collect(reader, got)
+    assert got == data[: 6 << 20]
+    with pytest.raises(ValueError, match="closed"):
+        reader.read(1)
+
+
+def test_leaps_of_a_reader_that_is_read_ahead_for(long_image: tuple[Store, str, bytes]) -> None:
+    store, url, data = long_image
+    with store.get(url, 1 << 18, verify=True)[0] as reader:
+        got = bytearray(data[: 1 << 18])
+        for turn in range(6):
+            for _ in range(20):
+                got += next(reader)
+            got += reader.read(turn * 70_000)
+        assert got == data[: len(got)]
+
+
+def test_cut_short_while_it_is_read_ahead(long_image: tuple[Store, str, bytes]) -> None:
+    store, url, data = long_image
+    reader, _ = store.get(url, verify=True)
+    got = bytearray()
+    for _ in range(96):
+        got += next(reader)
+    os.truncate(url.removeprefix("file://"), (7 << 20) + 5)
+    with pytest.raises((IntegrityError, OSError)):
+        collect(reader, got)
+    assert got == data[: len(got)]
+    assert len(got) >= 6 << 20
+
+
+def test_closed_by_another_thread_while_it_is_read_ahead(long_image: tuple[Store, str, bytes]) -> None:
+    store, url, data = long_image
+    before, descriptors = threads(), len(os.listdir("/proc/self/fd"))
+    for turn in range(20):
+        reader, _ = store.get(url, verify=True)
+        got = bytearray()
+        closer = threading.Timer(turn / 4000, reader.close)
+        closer.start()
+        with contextlib.suppress(ValueError):  # it is closed
+            collect(reader, got)
+        closer.join()
+        assert got == data[: len(got)]
+        del reader
+    assert (threads(), len(os.listdir("/proc/self/fd"))) == (before, descriptors)
+
+
+def test_a_forked_child_goes_on_reading(long_image: tuple[Store, str, bytes]) -> None:
+    """It does not have the thread, nor what that was about to read; nor has it one descriptor more afterwards."""
+    store, url, data = long_image
+    for turn in range(5):
+        reader, _ = store.get(url, verify=True)
+        head = b"".join(next(reader) for _ in range(80 + turn))
+        child = os.fork()
+        if child == 0:
+            code = 1
+            with contextlib.suppress(BaseException):
+                whole = head + b"".join(reader) == data
+                left = {
+                    os.readlink(f"/proc/self/fd/{fd}")
+                    for fd in os.listdir("/proc/self/fd")
+                    if int(fd) > 2 and os.path.exists(f"/proc/self/fd/{fd}")
+                }
+                code = 0 if whole and not any(name.endswith("/image") for name in left) else 2
+            os._exit(code)
+        assert head + b"".join(reader) == data
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+
+
 def test_only_the_blocks_touched_are_read(store: Store, images: Path) -> None:
     """And of the record only what they need."""
     url = store.add("image", content(2 * BLOCK)).url

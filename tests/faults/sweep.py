@@ -492,6 +492,9 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("kind", choices=["order", "crash", "error"])
     parser.add_argument("--most", type=int, help="points; default: all")
+    parser.add_argument(
+        "--part", default="1/1", help="K/N: of N equal parts of the points that one, for hours in turns"
+    )
     parser.add_argument("--only", default="", help="a regular expression for the names of scenarios")
     parser.add_argument("--point", default="", help="a regular expression for points")
     parser.add_argument("--writer", default="fastfs", choices=broken.WRITERS)
@@ -514,6 +517,8 @@ def main() -> None:
             if re.search(arguments.point, str(point))
         ]
         found = len(every)
+        part, parts = map(int, arguments.part.split("/"))
+        every = every[part - 1 :: parts]
         points = every if arguments.most is None else spread(every, arguments.most, arguments.seed)
         tally.add(strike(arguments.kind, points, arguments.writer, arguments.workers))
     print(

@@ -12,7 +12,7 @@
 #include "objects.h"
 
 /* Are the digests of a stream those of `len` bytes at `data`, by objects_once, which has no scheduler? */
-static bool digests_are_right(struct digests *d, const enum hash_algorithm *algorithms, unsigned n, const unsigned char *data,
+static inline bool digests_are_right(struct digests *d, const enum hash_algorithm *algorithms, unsigned n, const unsigned char *data,
                               size_t len)
 {
     unsigned char ours[ENGINE_DIGESTS][ENGINE_DIGEST_SIZE] = { { 0 } }, right[ENGINE_DIGESTS][ENGINE_DIGEST_SIZE] = { { 0 } };
@@ -23,7 +23,7 @@ static bool digests_are_right(struct digests *d, const enum hash_algorithm *algo
 }
 
 /* Use these kernels; or end the program. */
-static void use_kernels(const char *name)
+static inline void use_kernels(const char *name)
 {
     const char *why = engine_select(name);
     if (why != NULL) {
@@ -33,7 +33,7 @@ static void use_kernels(const char *name)
 }
 
 /* Run so many threads, each with a seed of its own for its argument, to their end. */
-static void run_threads(unsigned n, void *(*thread)(void *), unsigned seed)
+static inline void run_threads(unsigned n, void *(*thread)(void *), unsigned seed)
 {
     pthread_t *t = calloc(n, sizeof *t);
     for (unsigned i = 0; i < n; i++)

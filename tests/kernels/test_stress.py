@@ -195,3 +195,51 @@ def test_a_fault_seeded_in_the_crew_is_found(seed: str, objects: list[Path], tmp
     sanitizer, file, good, bad = CREW_SEEDS[seed]
     target = crew(tmp_path, objects, sanitizer, file, good, bad)
     assert any(is_faulty(target, tmp_path, 30, 8, turn) for turn in range(1, 41)), "not found"
+
+
+def blockread(scratch: Path, objects: list[Path], sanitizer: str, good: str = "", bad: str = "") -> Path:
+    """blockread_stress.c with a helper for everybody who wants one."""
+    text = (EXT / "blockread.c").read_text()
+    limit = "2 * (atomic_fetch_add(&helpers, 1) + 1)"
+    assert limit in text, "blockread.c has changed: say anew that there are processors enough"
+    text = text.replace(limit, "0 * (atomic_fetch_add(&helpers, 1) + 1)")
+    if good:
+        assert text.count(good) == 1, "blockread.c has changed: seed the fault anew"
+        text = text.replace(good, bad)
+    parts = ["blockread", "engine", "ways", "objects", "cores", "serve"]
+    return build(scratch, objects, SANITIZERS[sanitizer], "blockread_stress.c", parts, {"blockread.c": text})
+
+
+@pytest.mark.parametrize("sanitizer", SANITIZERS)
+def test_blocks_read_by_two(sanitizer: str, driver: Driver, objects: list[Path], tmp_path: Path) -> None:
+    target = blockread(tmp_path, objects, sanitizer)
+    for name in driver.names:
+        if driver.take(name) is None:
+            done = stress(target, tmp_path, 9, 12, 1, name)
+            assert done.returncode == 0, done.stdout[-5000:]
+            assert f"kernel {name}" in done.stdout
+
+
+BLOCKREAD_SEEDS = {
+    "what is forgotten is still being read": (
+        "thread",
+        "state == BUSY)\n            pthread_cond_wait",
+        "state == BUSY && 0)\n            pthread_cond_wait",
+    ),
+    "a block is taken by two": ("thread", "    s->state = BUSY;\n", ""),
+    "a block is done before it is read": ("thread", "    s->state = BUSY;\n", "    s->state = DONE;\n"),
+    "the helper outlives what it helps": (
+        "address",
+        "        pthread_join(b->thread, NULL);\n",
+        "        pthread_detach(b->thread);\n",
+    ),
+    "the descriptor may be closed while it is read": ("thread", "serve_file_enter(b->file)", "true"),
+    "a block that is cut short is read as far as it goes": ("address", "got < 0 ? (int)got : -ENODATA", "(int)got"),
+}
+
+
+@pytest.mark.parametrize("seed", BLOCKREAD_SEEDS)
+def test_a_fault_seeded_in_reading_by_two_is_found(seed: str, objects: list[Path], tmp_path: Path) -> None:
+    sanitizer, good, bad = BLOCKREAD_SEEDS[seed]
+    target = blockread(tmp_path, objects, sanitizer, good, bad)
+    assert any(is_faulty(target, tmp_path, 9, 20, turn, "portable") for turn in range(1, 41)), "not found"
