@@ -64,6 +64,10 @@ def _stale(path: str, image_id: str) -> Unverifiable:
     )
 
 
+# No block, nor the one before the first.
+NONE = -2
+
+
 class VerifiedFile(ChunkedFile):
     """As a `ChunkedFile`, but of checked blocks, whatever way its bytes take.
 
@@ -101,15 +105,17 @@ class VerifiedFile(ChunkedFile):
         self._block_size = table.record.block_size
         self._size = table.record.size
         self._blocks = _native.FileRange(os.dup(fd), path, 0, self._size, self._block_size, views=True)
-        self._block = -1
+        self._block = NONE
         self._data = memoryview(b"")
-        # Where pieces do not straddle blocks, a block can be read as the pieces that are handed out, 64 KiB each and
-        # not copied again.  Checked ones that follow, the next one last, up to where the base class believes to be:
-        # moving it for each piece would cost as much as hashing it.
-        self._pieces: _native.CheckedBlocks | None = None
+        # Blocks that are read one after the other come from another object yet, which reads ahead, in pieces: of the
+        # size that is handed out where pieces are iterated and do not straddle blocks, otherwise of a block.
+        self._ahead: _native.CheckedBlocks | None = None
+        self._ahead_piece = 0
+        self._native = bool(_native.kernel()) and _native.can_check(self._block_size, self._block_size)
+        # `_ready`: checked pieces that follow, the next one last, up to where the base class believes to be: moving it
+        # for each piece would cost as much as hashing it.
         self._piece_size = chunk_size
-        fitting = not views and _native.can_check(self._block_size, chunk_size)
-        self._in_pieces = fitting and bool(_native.kernel())
+        self._in_pieces = self._native and not views and _native.can_check(self._block_size, chunk_size)
 
     def fileno(self) -> int:
         """:raises io.UnsupportedOperation: always."""
@@ -148,7 +154,7 @@ class VerifiedFile(ChunkedFile):
         chunk = self.chunk_size
         whole = at % self._block_size == 0 and at + self._block_size <= end
         if whole and self._in_pieces and self.call is direct and chunk == self._piece_size:
-            ready = self._read_pieces(at)
+            ready = self._read_pieces(at, chunk)
             self._move(at + self._block_size)
             self._ready = ready
             return ready.pop()
@@ -160,18 +166,26 @@ class VerifiedFile(ChunkedFile):
         data = self.read(size)
         return memoryview(data) if self.views else data
 
-    def _read_pieces(self, at: int) -> list[bytes]:
+    def _read_pieces(self, at: int, piece_size: int) -> list[bytes]:
         """The pieces of the whole block that begins at `at`, checked, the first one last."""
         try:
-            if self._pieces is None:
+            if self._ahead is None or self._ahead_piece != piece_size:
+                self._stop_ahead()
+                # No further than the blocks that the range touches.
+                end = -(-(self.offset + self.length) // self._block_size) * self._block_size
                 fd = os.dup(self._descriptor())
-                end = self.offset + self.length
-                self._pieces = _native.CheckedBlocks(fd, end, self._block_size, self._piece_size)
-            pieces, digest = self._pieces.read(at)
+                self._ahead = _native.CheckedBlocks(fd, min(end, self._size), self._block_size, piece_size)
+                self._ahead_piece = piece_size
+            pieces, digest = self._ahead.read(at)
         except OSError as error:
             raise self._error(error.errno) from error
         self._compare(at // self._block_size, digest)
         return pieces
+
+    def _stop_ahead(self) -> None:
+        if self._ahead is not None:
+            self._ahead.close()
+            self._ahead = None
 
     def read(self, size: int | None = -1) -> bytes:
         """As `ChunkedFile.read`.
@@ -183,13 +197,23 @@ class VerifiedFile(ChunkedFile):
         at = self.tell()
         left = self.offset + self.length - at
         end = at + (left if size is None or size < 0 or size > left else size)
-        pieces = []
-        while at < end:
-            view = self._checked(at, end)
-            pieces.append(bytes(view))
+        if at == end:
+            return b""
+        view = self._checked(at, end)
+        if at + len(view) == end:
+            self._move(end)
+            whole = view.obj
+            return whole if isinstance(whole, bytes) and len(whole) == len(view) else bytes(view)
+        # `join` would need all of it twice.
+        sink = io.BytesIO(bytes(end - at))
+        while True:
+            sink.write(view)
             at += len(view)
+            if at == end:
+                break
+            view = self._checked(at, end)
         self._move(end)
-        return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+        return sink.getvalue()
 
     def readinto(self, buffer: WriteableBuffer) -> int:
         """As `ChunkedFile.readinto`; raises as `read`."""
@@ -208,11 +232,17 @@ class VerifiedFile(ChunkedFile):
         """Checked bytes from `start` on, up to `end` or the end of the block."""
         block, begin = divmod(start, self._block_size)
         if block != self._block:
-            self._block = -1
-            self._blocks._move(block * self._block_size)
-            data = self._read_one(self._blocks)
-            self._compare(block, xxh3_128_digest(data))
-            self._data, self._block = data, block
+            # The first one is read alone: there may be no second one, and to read ahead takes some preparation.
+            follows = self._native and self.call is direct and block == self._block + 1
+            at, self._block, self._data = block * self._block_size, NONE, memoryview(b"")
+            if follows and at + self._block_size <= self._size:
+                self._data = memoryview(self._read_pieces(at, self._block_size)[0])
+            else:
+                self._blocks._move(at)
+                data = self._read_one(self._blocks)
+                self._compare(block, xxh3_128_digest(data))
+                self._data = data
+            self._block = block
         return self._data[begin : begin + end - start]
 
     def _read_one(self, source: _native.FileRange) -> Any:
@@ -278,7 +308,6 @@ class VerifiedFile(ChunkedFile):
     def close(self) -> None:
         super().close()
         self._blocks.close()
-        if self._pieces is not None:
-            self._pieces.close()
-        self._ready, self._data, self._block = [], memoryview(b""), -1
+        self._stop_ahead()
+        self._ready, self._data, self._block = [], memoryview(b""), NONE
         self._attached.close()

@@ -621,7 +621,7 @@ def threads() -> int:
     return len(os.listdir("/proc/self/task"))
 
 
-def collect(reader: Iterator[bytes], got: bytearray) -> None:
+def collect(reader: Iterator[bytes | memoryview], got: bytearray) -> None:
     """What comes until an error."""
     for piece in reader:
         got += piece
@@ -656,17 +656,41 @@ def test_read_ahead_by_a_second_thread(way: str, long_image: tuple[Store, str, b
     assert (threads(), len(os.listdir("/proc/self/fd"))) == (before, descriptors)
 
 
-def test_a_good_block_after_a_bad_one_is_not_handed_out(long_image: tuple[Store, str, bytes]) -> None:
-    """Not even by a reader that was read ahead for; what is before the bad one is."""
+def by_readinto(reader: fastfs.ChunkedFile, size: int) -> Iterator[bytes]:
+    buffer = bytearray(size)
+    while count := reader.readinto(buffer):
+        yield bytes(buffer[:count])
+
+
+AHEAD: dict[str, Callable[[fastfs.ChunkedFile], Iterator[bytes | memoryview]]] = {
+    "iterate": iter,
+    "read": lambda reader: iter(lambda: reader.read(100_000), b""),
+    "read blocks": lambda reader: iter(lambda: reader.read(1 << 18), b""),
+    "readinto": lambda reader: by_readinto(reader, 300_000),
+    "views": iter,
+}
+
+
+@pytest.mark.parametrize("way", AHEAD)
+@pytest.mark.parametrize("begin", [0, 1 << 18, 70_007])
+def test_nothing_from_a_bad_block_on_is_handed_out(way: str, begin: int, long_image: tuple[Store, str, bytes]) -> None:
+    """Not even by a reader that was read ahead for; what is before it is, and all of a good image."""
     store, url, data = long_image
+    before = threads()
+    reader, size = store.get(url, begin, verify=True, zero_copy=way == "views")
+    pieces = [bytes(piece) for piece in AHEAD[way](reader)]
+    assert (b"".join(pieces) == data[begin:], size) == (True, len(data) - begin)
+    reader.close()
     with open(url.removeprefix("file://"), "r+b") as file:
         file.seek((6 << 20) + 77)
         file.write(bytes([data[(6 << 20) + 77] ^ 1]))
-    reader, _ = store.get(url, verify=True)
+    reader, _ = store.get(url, begin, verify=True, zero_copy=way == "views")
     got = bytearray()
     with pytest.raises(IntegrityError):
-        collect(reader, got)
-    assert got == data[: 6 << 20]
+        collect(AHEAD[way](reader), got)
+    assert got == data[begin:][: len(got)]
+    assert (6 << 20) - 300_000 < begin + len(got) <= 6 << 20
+    assert threads() == before
     with pytest.raises(ValueError, match="closed"):
         reader.read(1)
 
