@@ -255,9 +255,10 @@ class Guard:
             # after fork() there are no threads
             self._pool = _Pool(self._pool.size, self._pool.threshold, self._pool.report)
         pool = self._pool
+        where = f" in {path}" if path else ""
         if not pool.slots.acquire(timeout=self.timeout):
             raise TimeoutError(
-                f"{what} timed out: {pool.size} earlier operations still hang (thread_pool_size); "
+                f"{what}{where} timed out: {pool.size} earlier operations still hang (thread_pool_size); "
                 "check the health of the storage and its network",
                 path=path,
             )
@@ -266,7 +267,7 @@ class Guard:
             pool.submit(task)
         except RuntimeError as error:
             raise StorageError(
-                f"{what}: {error}; raise the limit of processes (ulimit -u), or set timeout=0",
+                f"{what}{where}: {error}; raise the limit of processes (ulimit -u), or set timeout=0",
                 path=path,
                 errno=errno.EAGAIN,
             ) from error
@@ -277,7 +278,7 @@ class Guard:
             raise
         if not finished and task.abandon():
             raise TimeoutError(
-                f"{what} timed out after {self.timeout:g} s; check the health of the storage and its network",
+                f"{what}{where} timed out after {self.timeout:g} s; check the health of the storage and its network",
                 path=path,
             )
         if task.error is not None:

@@ -261,10 +261,12 @@ class VerifiedFile(ChunkedFile):
     def _compare(self, block: int, digest: bytes) -> None:
         """:raises IntegrityError: the block has another digest.
         :raises Unverifiable: nobody knows which one it should have.
+        :raises ValueError: closed by another thread.
         """
         try:
             wanted = self.call(self._table.digest, block)
         except rec.Damaged as error:
+            self._descriptor()  # closed by another thread, and the record with it?
             self.close()
             raise Unverifiable(
                 f"{self.path} cannot be verified: its record is damaged: {error}",
@@ -275,6 +277,7 @@ class VerifiedFile(ChunkedFile):
             self.close()
             raise
         except OSError as error:
+            self._descriptor()
             raise self._error(error.errno) from error
         if digest == wanted:
             return
