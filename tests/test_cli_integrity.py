@@ -181,6 +181,9 @@ def test_adopt(images: Path, tmp_path: Path) -> None:
     assert "3 clean" in run("scrub").stderr
     run("adopt", "--expect", tmp_path / "none", code=ExitCode.NOT_FOUND)
     run("adopt", "--expect", "-", code=ExitCode.USAGE, data="name,size\na,1\n")
+    table.write_text("id,algorithm,digest\nalpha,md5,zz\n")
+    assert f"{table}: expected of image alpha: 'zz' is no md5" in run("adopt", "--expect", table, code=2).stderr
+    run("adopt", "gone", code=ExitCode.NOT_FOUND)
 
 
 @pytest.mark.parametrize(

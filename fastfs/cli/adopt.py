@@ -21,9 +21,10 @@ from fastfs.cli.jobs import TICK, Job
 from fastfs.cli.output import printable
 from fastfs.cli.plan import STDIN, Item
 from fastfs.cli.progress import display
-from fastfs.cli.scrub import rate_of, seconds_of
+from fastfs.cli.scrub import ids_of, rate_of, seconds_of
 from fastfs.cli.settings import Settings, common_options, json_option
 from fastfs.cli.signals import Cancel, Interrupted, cancelling
+from fastfs.exceptions import Invalid, UnknownHashingAlgo
 
 if TYPE_CHECKING:
     from fastfs.cli.output import Output
@@ -85,8 +86,10 @@ def adopt_command(
     expected = None if expect is None else _expectations(expect)
     output = settings.output(as_json)
     with settings.open_store(read_only=dry_run) as store:
+        # Where something is expected of an image that is not there, that is a finding; else a slip.
+        chosen = ids_of(store, images) if images and expected is None else images
         adopt = store.adopt(
-            images or None,
+            chosen or None,
             expected=expected,
             algorithm=algorithm,
             reread=reread,
@@ -193,13 +196,16 @@ class _Run:
 def _expectations(path: str) -> dict[str, dict[str, str]]:
     from fastfs.scrub import checked_expectations
 
-    if path == STDIN:
-        return checked_expectations(read_expectations(sys.stdin, "stdin"))
+    name = "stdin" if path == STDIN else path
     try:
+        if path == STDIN:
+            return checked_expectations(read_expectations(sys.stdin, name))
         with open(path, encoding="utf-8-sig", newline="") as file:
-            return checked_expectations(read_expectations(file, path))
+            return checked_expectations(read_expectations(file, name))
     except UnicodeDecodeError as error:
         raise CommandError(f"{path} is not UTF-8: {error}") from None
+    except (Invalid, UnknownHashingAlgo) as error:
+        raise CommandError(f"{name}: {error}") from None
 
 
 def read_expectations(lines: Iterable[str], name: str) -> Iterator[tuple[str, str, str]]:

@@ -105,7 +105,7 @@ def scrub_command(
     output = settings.output(as_json)
     # Where nothing may be written it cannot be noted what was checked, but it can be checked.
     with settings.open_store(read_only=not quarantine) as store:
-        chosen: dict[str, Any] = {"images": _ids(store, images) if images else None, "match": match}
+        chosen: dict[str, Any] = {"images": ids_of(store, images) if images else None, "match": match}
         scrub = store.scrub(
             mode="deep" if deep else "fast",
             rate=rate,
@@ -119,7 +119,7 @@ def scrub_command(
         return _Run(output, scrub).run()
 
 
-def _ids(store: Store, images: tuple[str, ...]) -> list[object]:
+def ids_of(store: Store, images: tuple[str, ...]) -> list[object]:
     """By id or by URL."""
     return list(dict.fromkeys(store.info(image).image_id for image in images))
 
