@@ -19,6 +19,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
+import guest
 from broken import BROKEN, LOSING
 from filesystems import missing
 from shim import HERE
@@ -68,6 +69,7 @@ def proofs(long: bool, seconds: int) -> Iterator[Proof]:
     yield Proof("fuzz cases", script("fuzzing", *limit), ("fuzz",), 100_000)
     yield Proof("broken writers caught", [], (), len(BROKEN) + len(LOSING) + 1)
     yield Proof("real errors", tests(str(HERE / "test_real.py")), ())
+    yield Proof("NFS 4.2 and 3", tests(str(HERE / "test_nfs.py")), (), 1, guest.missing())
     yield Proof("model, forks, shutdown, growth", tests(str(HERE / "test_model.py")), ())
     yield Proof("security checklist", tests(str(HERE.parent / "security")), ())
 
