@@ -42,16 +42,38 @@ int fsops_trim(int fd, uint64_t size)
     return ftruncate(fd, (off_t)size) == 0 ? 0 : -errno;
 }
 
+static bool has_name(int fd, int dirfd, const char *name)
+{
+    struct stat ours, theirs;
+    return fstat(fd, &ours) == 0 && fstatat(dirfd, name, &theirs, AT_SYMLINK_NOFOLLOW) == 0 && ours.st_ino == theirs.st_ino
+           && ours.st_dev == theirs.st_dev;
+}
+
+/* Take the name away again if it still is this file's. */
+static void retract(int fd, int dirfd, const char *name)
+{
+    if (has_name(fd, dirfd, name))
+        unlinkat(dirfd, name, 0);
+}
+
 int fsops_link_fd(int fd, int dirfd, const char *name)
 {
     /* The short way saves 2 us, and needs CAP_DAC_READ_SEARCH or Linux 6.10: ENOENT without. */
     if (linkat(fd, "", dirfd, name, AT_EMPTY_PATH) == 0)
         return 0;
-    if (errno != ENOENT)
-        return -errno;
-    char path[32];
-    snprintf(path, sizeof path, "/proc/self/fd/%d", fd);
-    return linkat(AT_FDCWD, path, dirfd, name, AT_SYMLINK_FOLLOW) == 0 ? 0 : -errno;
+    int err = errno;
+    if (err == ENOENT) {
+        char path[32];
+        snprintf(path, sizeof path, "/proc/self/fd/%d", fd);
+        if (linkat(AT_FDCWD, path, dirfd, name, AT_SYMLINK_FOLLOW) == 0)
+            return 0;
+        err = errno;
+    }
+    /* An error may be told of what was done: a network's answer was lost, and then a repeated call finds the name taken. */
+    if (err == EEXIST && has_name(fd, dirfd, name))
+        return 0;
+    retract(fd, dirfd, name);
+    return -err;
 }
 
 int fsops_rename(int dirfd, const char *from, const char *to)
@@ -124,15 +146,6 @@ static int write_object(int fd, const struct fsops_object *o)
     return 0;
 }
 
-/* Take the name away again if it still is this file's. */
-static void retract(int fd, const char *path)
-{
-    struct stat ours, theirs;
-    if (fstat(fd, &ours) == 0 && lstat(path, &theirs) == 0 && ours.st_ino == theirs.st_ino
-        && ours.st_dev == theirs.st_dev)
-        unlink(path);
-}
-
 int fsops_store(const struct fsops_object *o)
 {
     char path[PATH_MAX];
@@ -156,7 +169,7 @@ int fsops_store(const struct fsops_object *o)
         err = fsops_link_fd(fd, AT_FDCWD, path);
     if (err == 0 && o->sync_dir && fsync(dirfd) != 0) {
         err = -errno;
-        retract(fd, path);
+        retract(fd, AT_FDCWD, path);
     }
     if (close(fd) != 0 && err == 0) {
         err = -errno;

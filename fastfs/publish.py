@@ -52,6 +52,7 @@ class Draft:
         #: Bytes that are allocated beforehand.
         self.reserved = 0
         self._top = -1
+        #: It has its name, or may have.
         self._linked = False
 
     def open(self, hidden: bool = False) -> None:
@@ -151,11 +152,15 @@ class Draft:
         """
         checkpoint()
         target = os.fsencode(self.name)
+        self._linked = True  # an error may be told of what was done: a network's answer may be lost
         if self.hidden is None:
             _native.link_fd(self.fd, self._top, target)
-        else:
+            return
+        try:
             _native.rename_noreplace(self._top, os.fsencode(self.hidden), target)
-        self._linked = True
+        except (FileExistsError, FileNotFoundError):  # what a repeated call meets
+            if not self._has_name():
+                raise
 
     def replace(self) -> None:
         """Give the file, which has a hidden name, its own, whatever had that before."""
@@ -189,19 +194,30 @@ class Draft:
                     LOG.warning("closing %s: %s", self.directory.file(self.name), error)
         self.fd = self._top = -1
 
-    def _remove(self) -> None:
+    def _has_name(self) -> bool:
+        ours = os.fstat(self.fd)
         try:
-            if self._linked:
-                ours = os.fstat(self.fd)
-                there = os.stat(self.name, dir_fd=self._top, follow_symlinks=False)
-                if (ours.st_dev, ours.st_ino) == (there.st_dev, there.st_ino):
-                    os.unlink(self.name, dir_fd=self._top)
-            elif self.hidden is not None:
-                os.unlink(self.hidden, dir_fd=self._top)
+            there = os.stat(self.name, dir_fd=self._top, follow_symlinks=False)
         except FileNotFoundError:
-            pass
-        except OSError as error:
-            LOG.error("unfinished data stays in %s until the next sweep: %s", self.directory.path, error)
+            return False
+        return (ours.st_dev, ours.st_ino) == (there.st_dev, there.st_ino)
+
+    def _remove(self) -> None:
+        for remove in (self._remove_name, self._remove_hidden):
+            try:
+                remove()
+            except FileNotFoundError:
+                pass
+            except OSError as error:
+                LOG.error("unfinished data stays in %s until the next sweep: %s", self.directory.path, error)
+
+    def _remove_name(self) -> None:
+        if self._linked and self._has_name():
+            os.unlink(self.name, dir_fd=self._top)
+
+    def _remove_hidden(self) -> None:
+        if self.hidden is not None:
+            os.unlink(self.hidden, dir_fd=self._top)
 
 
 def has_nameless(directory: DataDir) -> bool:
