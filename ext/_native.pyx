@@ -1340,6 +1340,18 @@ cdef class FileRange:
             raise ValueError("the reader is closed")
         return self.file.fd
 
+    def _dup(self):
+        """Another descriptor of the file.
+
+        :raises ValueError: closed.
+        """
+        if not serve_file_enter(&self.file):
+            raise ValueError("the reader is closed")
+        try:
+            return os.dup(self.file.fd)
+        finally:
+            serve_file_leave(&self.file)
+
     def tell(self):
         """The position in the file, not in the range."""
         return self.position
@@ -1566,14 +1578,16 @@ cdef class FileRange:
 
 # A helper takes 30 us to be started, and reading ahead what nobody wants takes longer.
 cdef int64_t READ_BEFORE_HELP = 4 * 1024 * 1024
+# Of blocks that are read at once.
+cdef Py_ssize_t AHEAD_BYTES = 16 * 1024 * 1024
 
 
 @cython.final
 cdef class CheckedBlocks:
     """Whole blocks of an open file, each in pieces and with its digest, one after the other: see blockread.h.
 
-    A second thread reads ahead once 4 MiB were read in order, where there is a processor to spare.  It lives until
-    `close`.
+    A second thread reads ahead once 4 MiB were read in order, up to four blocks and 16 MiB, where there is a processor to
+    spare.  It lives until `close`.
 
     :param fd: a descriptor, owned by this object from now on.
     :param end: where the last block ends, at most.
@@ -1584,7 +1598,8 @@ cdef class CheckedBlocks:
 
     cdef file_t file
     cdef blockread_t *blocks
-    cdef Py_ssize_t block_size, piece_size, each
+    cdef readonly Py_ssize_t piece_size
+    cdef Py_ssize_t block_size, each
     cdef int64_t end
     cdef int64_t start      # of what is read in order
     cdef int64_t position   # of the next block
@@ -1636,21 +1651,31 @@ cdef class CheckedBlocks:
         self.reap()
 
     cdef int offer(self) except -1:
-        """Have as many of the next blocks read as there is room for."""
+        """Have the next block read, and those that follow if there is room for them."""
         cdef char *memory[BLOCKREAD_PIECES]
         cdef unsigned n, i
         cdef int which
+        cdef bint ahead = self.position - self.start >= READ_BEFORE_HELP and self.block_size <= AHEAD_BYTES // 2
+        if ahead:
+            blockread_hire(self.blocks)
         while blockread_has_room(self.blocks):
             n = blockread_offered(self.blocks)
             if n == 0:
                 self.used = 0
+            elif not ahead or (n + 1) * self.block_size > AHEAD_BYTES:
+                break
             if self.position + (n + 1) * self.block_size > self.end:
                 break
             which = 0
             while self.used >> which & 1:
                 which += 1
-            for i in range(self.each):
-                memory[i] = writable_piece(&self.kept[which][i], self.piece_size)
+            try:
+                for i in range(self.each):
+                    memory[i] = writable_piece(&self.kept[which][i], self.piece_size)
+            except MemoryError:
+                if n > 0:
+                    break
+                raise
             self.order[n] = which
             self.used |= 1u << which
             blockread_offer(self.blocks, self.position + n * self.block_size, memory)
@@ -1674,8 +1699,6 @@ cdef class CheckedBlocks:
                 self.start = self.position = position
                 if self.end - position > 128 * 1024:
                     serve_advise(self.file.fd, position, <uint64_t>(self.end - position))
-            if position - self.start >= READ_BEFORE_HELP:
-                blockread_hire(self.blocks)
             self.offer()
             if blockread_offered(self.blocks) == 0:
                 raise OSError(ENODATA, os.strerror(ENODATA))
@@ -1695,6 +1718,8 @@ cdef class CheckedBlocks:
                 raise OSError(-err, os.strerror(-err))
             for i in range(self.each - 1, -1, -1):
                 pieces.append(<object>self.kept[which][i])
+                if self.block_size > AHEAD_BYTES // 2:  # too much to be kept
+                    Py_CLEAR(self.kept[which][i])
             return pieces, (<char *>digest)[:XXH3_DIGEST]
         finally:
             serve_file_unclaim(&self.file)

@@ -35,8 +35,8 @@ void blockread_free(struct blockread *b);
 /* Have a thread read ahead, if there is a processor to spare. */
 void blockread_hire(struct blockread *b);
 
-/* May the owner offer one more block?  Without a helper one at a time.  A forked child, which has no helper, must ask before
- * anything else: what was offered is forgotten there, and read again when it is offered again. */
+/* May the owner offer one more block?  Without a helper one at a time.  In a forked child, which has no helper, what was
+ * offered is forgotten, and read again when it is offered again: ask before `next`. */
 bool blockread_has_room(struct blockread *b);
 
 /* Have the block at `offset` read into these pieces, which must stay until `next` has returned it or `forget` everything. */
@@ -46,7 +46,7 @@ void blockread_offer(struct blockread *b, int64_t offset, char *const *memory);
 unsigned blockread_offered(const struct blockread *b);
 
 /* The block that was offered first is there: 0, and its digest.  -errno: it is not; -ENODATA: the file ends in it; -EBADF: it
- * was closed; -EINTR: a signal came, ask again. */
+ * was closed; -EINTR: a signal came, or may have come, ask again. */
 int blockread_next(struct blockread *b, unsigned char digest[XXH3_DIGEST]);
 
 /* Nothing is offered any more. */

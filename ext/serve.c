@@ -69,10 +69,12 @@ void serve_file_release(struct serve_file *f)
     atomic_store(&f->claimed, false);
 }
 
-void serve_file_forked(struct serve_file *f)
+void serve_file_forked(struct serve_file *f, bool within)
 {
-    unsigned closed = atomic_load(&f->state) & SERVE_CLOSED;
-    atomic_store(&f->state, closed | atomic_load(&f->claimed));
+    unsigned before = atomic_load(&f->state);
+    atomic_store(&f->state, (before & SERVE_CLOSED) | within);
+    if (before > SERVE_CLOSED && !within) /* one of them would have closed it */
+        close(f->fd);
 }
 
 void serve_file_close(struct serve_file *f)

@@ -44,8 +44,8 @@ void serve_file_unclaim(struct serve_file *f);
 bool serve_file_seize(struct serve_file *f);
 void serve_file_release(struct serve_file *f);
 
-/* In a forked child, which has none of the other threads that may have been within. */
-void serve_file_forked(struct serve_file *f);
+/* In a forked child, which has none of the other threads that may have been within; is the caller (claim, enter)? */
+void serve_file_forked(struct serve_file *f, bool within);
 
 /* May be repeated. */
 void serve_file_close(struct serve_file *f);

@@ -100,7 +100,10 @@ class VerifiedFile(ChunkedFile):
         #: See `GuardedFile.call`.
         self.call = call
         # The position of this object is what was handed out; whole blocks are read by another one.
-        self._ready: list[bytes] = []
+        # What follows `_ready`, checked pieces, the next one last, or -1: the position of the base class counts.  One
+        # attribute, for a signal may come between any two; and moving the base class for each piece would cost as much as
+        # hashing it.
+        self._out: tuple[list[bytes], int] = ([], -1)
         super().__init__(fd, path, offset, length, chunk_size, views=views)
         self._block_size = table.record.block_size
         self._size = table.record.size
@@ -110,10 +113,7 @@ class VerifiedFile(ChunkedFile):
         # Blocks that are read one after the other come from another object yet, which reads ahead, in pieces: of the
         # size that is handed out where pieces are iterated and do not straddle blocks, otherwise of a block.
         self._ahead: _native.CheckedBlocks | None = None
-        self._ahead_piece = 0
         self._native = bool(_native.kernel()) and _native.can_check(self._block_size, self._block_size)
-        # `_ready`: checked pieces that follow, the next one last, up to where the base class believes to be: moving it
-        # for each piece would cost as much as hashing it.
         self._piece_size = chunk_size
         self._in_pieces = self._native and not views and _native.can_check(self._block_size, chunk_size)
 
@@ -126,23 +126,25 @@ class VerifiedFile(ChunkedFile):
         return _native.FileRange.fileno(self)
 
     def tell(self) -> int:
-        return super().tell() - len(self._ready) * self._piece_size
+        ready, end = self._out
+        return super().tell() if end < 0 else end - len(ready) * self._piece_size
 
     def _move(self, position: int) -> None:
-        self._ready = []
         super()._move(position)
+        self._out = ([], -1)
 
     def __next__(self) -> bytes:
-        if self._ready:
-            return self._ready.pop()
+        ready = self._out[0]
+        if ready:
+            return ready.pop()
         piece = self._piece(False)
         if piece is None:
             raise StopIteration
         return cast(bytes, piece)
 
     def _piece(self, nowait: bool) -> Any:
-        if self._ready:
-            return self._ready.pop()
+        if self._out[0]:
+            return self._out[0].pop()
         if self.finished:
             return None
         if nowait:
@@ -155,8 +157,7 @@ class VerifiedFile(ChunkedFile):
         whole = at % self._block_size == 0 and at + self._block_size <= end
         if whole and self._in_pieces and self.call is direct and chunk == self._piece_size:
             ready = self._read_pieces(at, chunk)
-            self._move(at + self._block_size)
-            self._ready = ready
+            self._out = (ready, at + self._block_size)
             return ready.pop()
         size = min(chunk, end - at)
         if self.views and at % self._block_size + size <= self._block_size:
@@ -169,14 +170,16 @@ class VerifiedFile(ChunkedFile):
     def _read_pieces(self, at: int, piece_size: int) -> list[bytes]:
         """The pieces of the whole block that begins at `at`, checked, the first one last."""
         try:
-            if self._ahead is None or self._ahead_piece != piece_size:
+            ahead = self._ahead
+            if ahead is None or ahead.piece_size != piece_size:
                 self._stop_ahead()
                 # No further than the blocks that the range touches.
                 end = -(-(self.offset + self.length) // self._block_size) * self._block_size
-                fd = os.dup(self._descriptor())
-                self._ahead = _native.CheckedBlocks(fd, min(end, self._size), self._block_size, piece_size)
-                self._ahead_piece = piece_size
-            pieces, digest = self._ahead.read(at)
+                ahead = _native.CheckedBlocks(self._dup(), min(end, self._size), self._block_size, piece_size)
+                self._ahead = ahead
+                if self.closed:  # before it was known that this had to be closed, too
+                    self._stop_ahead()
+            pieces, digest = ahead.read(at)
         except OSError as error:
             raise self._error(error.errno) from error
         self._compare(at // self._block_size, digest)
@@ -201,9 +204,10 @@ class VerifiedFile(ChunkedFile):
             return b""
         view = self._checked(at, end)
         if at + len(view) == end:
+            block = view.obj
+            data = block if isinstance(block, bytes) and len(block) == len(view) else bytes(view)
             self._move(end)
-            whole = view.obj
-            return whole if isinstance(whole, bytes) and len(whole) == len(view) else bytes(view)
+            return data
         # `join` would need all of it twice.
         sink = io.BytesIO(bytes(end - at))
         while True:
@@ -212,8 +216,9 @@ class VerifiedFile(ChunkedFile):
             if at == end:
                 break
             view = self._checked(at, end)
+        data = sink.getvalue()
         self._move(end)
-        return sink.getvalue()
+        return data
 
     def readinto(self, buffer: WriteableBuffer) -> int:
         """As `ChunkedFile.readinto`; raises as `read`."""
@@ -297,9 +302,8 @@ class VerifiedFile(ChunkedFile):
     def _part(self, start: int, count: int) -> ChunkedFile:
         attached = self._attached.again()
         try:
-            fd = os.dup(self._descriptor())
             return VerifiedFile(
-                fd, self.path, start, count, PIECE, image_id=self.image_id, attached=attached, call=self.call
+                self._dup(), self.path, start, count, PIECE, image_id=self.image_id, attached=attached, call=self.call
             )
         except OSError as error:
             attached.close()
@@ -309,8 +313,9 @@ class VerifiedFile(ChunkedFile):
             raise
 
     def close(self) -> None:
+        self._out = ([], self.tell())
         super().close()
         self._blocks.close()
         self._stop_ahead()
-        self._ready, self._data, self._block = [], memoryview(b""), NONE
+        self._data, self._block = memoryview(b""), NONE
         self._attached.close()

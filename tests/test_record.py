@@ -11,6 +11,7 @@ import io
 import os
 import pickle
 import shutil
+import signal
 import socket
 import stat
 import struct
@@ -742,26 +743,81 @@ def test_closed_by_another_thread_while_it_is_read_ahead(long_image: tuple[Store
     assert (threads(before), len(os.listdir("/proc/self/fd"))) == (before, descriptors)
 
 
-def test_a_forked_child_goes_on_reading(long_image: tuple[Store, str, bytes]) -> None:
-    """It does not have the thread, nor what that was about to read; nor has it one descriptor more afterwards."""
+@pytest.mark.parametrize("before", [64, 65, 80], ids=["before the helper", "with its first block", "with a helper"])
+@pytest.mark.parametrize("another", [False, True], ids=["alone", "beside another"])
+def test_a_forked_child_goes_on_reading(before: int, another: bool, long_image: tuple[Store, str, bytes]) -> None:
+    """It does not have the thread, nor what that was about to read; no thread or descriptor is left in it afterwards."""
     store, url, data = long_image
+    other, _ = store.get(url, verify=True)
+    if another:  # has the only helper that two processors allow
+        for _ in range(80):
+            next(other)
     for turn in range(5):
         reader, _ = store.get(url, verify=True)
-        head = b"".join(next(reader) for _ in range(80 + turn))
+        head = b"".join(next(reader) for _ in range(before + turn))
         child = os.fork()
         if child == 0:
             code = 1
             with contextlib.suppress(BaseException):
                 whole = head + b"".join(reader) == data
-                left = {
-                    os.readlink(f"/proc/self/fd/{fd}")
-                    for fd in os.listdir("/proc/self/fd")
-                    if int(fd) > 2 and os.path.exists(f"/proc/self/fd/{fd}")
-                }
-                code = 0 if whole and not any(name.endswith("/image") for name in left) else 2
+                reader.close()
+                other.close()
+                names = [f"/proc/self/fd/{fd}" for fd in os.listdir("/proc/self/fd")]
+                left = [name for name in names if os.path.exists(name) and os.readlink(name).endswith("/image")]
+                code = 0 if whole and not left and threads(1) == 1 else 2
             os._exit(code)
         assert head + b"".join(reader) == data
         assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    other.close()
+
+
+@pytest.mark.parametrize("verify", [False, True])
+def test_closed_is_not_the_end(verify: bool, long_image: tuple[Store, str, bytes]) -> None:
+    """Also in the last of the blocks."""
+    store, url, _ = long_image
+    reader, size = store.get(url, 1 << 18, 1 << 20, verify=verify)
+    for _ in range(size // 65536 - 2):
+        next(reader)
+    position = reader.tell()
+    reader.close()
+    assert position == (1 << 18) + size - 2 * 65536
+    with pytest.raises(ValueError, match="closed"):
+        next(reader)
+
+
+def test_an_interrupt_loses_one_piece_at_most(long_image: tuple[Store, str, bytes]) -> None:
+    """A signal's exception may come between any two steps."""
+
+    class Alarm(BaseException):
+        pass
+
+    def ring(*_: object) -> None:
+        raise Alarm
+
+    def read_through(reader: fastfs.ChunkedFile) -> None:
+        position = 0
+        while not reader.closed:
+            with contextlib.suppress(Alarm):
+                for piece in reader:
+                    found = data.index(piece, position, position + 3 * 65536)
+                    assert found - position <= 65536
+                    position = found + len(piece)
+
+    store, url, data = long_image
+    before = signal.signal(signal.SIGALRM, ring)
+    rung = 0
+    try:
+        for turn in range(150):
+            reader, _ = store.get(url, verify=True)
+            with contextlib.suppress(Alarm):
+                signal.setitimer(signal.ITIMER_REAL, 0.0001 + turn / 30_000)
+                read_through(reader)
+            rung += signal.setitimer(signal.ITIMER_REAL, 0)[0] == 0
+            reader.close()
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+    assert rung > 20
 
 
 def test_only_the_blocks_touched_are_read(store: Store, images: Path) -> None:
