@@ -746,7 +746,7 @@ def test_closed_by_another_thread_while_it_is_read_ahead(long_image: tuple[Store
 @pytest.mark.parametrize("before", [64, 65, 80], ids=["before the helper", "with its first block", "with a helper"])
 @pytest.mark.parametrize("another", [False, True], ids=["alone", "beside another"])
 def test_a_forked_child_goes_on_reading(before: int, another: bool, long_image: tuple[Store, str, bytes]) -> None:
-    """It does not have the thread, nor what that was about to read; no thread or descriptor is left in it afterwards."""
+    """It does not have the thread, nor what that was about to read; neither thread nor descriptor is left in it."""
     store, url, data = long_image
     other, _ = store.get(url, verify=True)
     if another:  # has the only helper that two processors allow
