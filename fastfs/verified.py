@@ -100,9 +100,9 @@ class VerifiedFile(ChunkedFile):
         #: See `GuardedFile.call`.
         self.call = call
         # The position of this object is what was handed out; whole blocks are read by another one.
-        # What follows `_ready`, checked pieces, the next one last, or -1: the position of the base class counts.  One
-        # attribute, for a signal may come between any two; and moving the base class for each piece would cost as much as
-        # hashing it.
+        # Checked pieces that follow, the next one last, and where they end; -1: the position of the base class counts.
+        # One attribute, for a signal may come between any two; moving the base class for each piece would cost as much
+        # as hashing it.
         self._out: tuple[list[bytes], int] = ([], -1)
         super().__init__(fd, path, offset, length, chunk_size, views=views)
         self._block_size = table.record.block_size
