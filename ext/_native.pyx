@@ -1586,8 +1586,8 @@ cdef Py_ssize_t AHEAD_BYTES = 16 * 1024 * 1024
 cdef class CheckedBlocks:
     """Whole blocks of an open file, each in pieces and with its digest, one after the other: see blockread.h.
 
-    A second thread reads ahead once 4 MiB were read in order, up to four blocks and 16 MiB, where there is a processor to
-    spare.  It lives until `close`.
+    A second thread reads ahead once 4 MiB were read in order, up to four blocks and 16 MiB, where there is a processor
+    to spare.  It lives until `close`.
 
     :param fd: a descriptor, owned by this object from now on.
     :param end: where the last block ends, at most.
