@@ -6,6 +6,7 @@ from __future__ import annotations
 import _socket
 import contextlib
 import errno
+import logging
 import os
 import socket
 from collections.abc import Callable
@@ -20,6 +21,8 @@ from fastfs.timeouts import direct
 if TYPE_CHECKING:
     from _typeshed import WriteableBuffer
     from typing_extensions import Self
+
+LOG = logging.getLogger(__name__)
 
 # Runs one blocking call on the image's data directory; the store puts its time limit here.
 Caller = Callable[..., Any]
@@ -304,6 +307,14 @@ class _Unnumbered:
             self.reader.seek(offset)
 
 
+def close_in_time(call: Caller, close: Callable[[], object], path: str) -> None:
+    """Closing may hang, too, and nothing depends on it: after the time limit it is left to the thread it hangs on."""
+    try:
+        call(close)
+    except FastfsError as error:
+        LOG.warning("closing %s: %s", path, error)
+
+
 class GuardedFile(ChunkedFile):
     """A reader whose every access to the file has a time limit."""
 
@@ -363,6 +374,10 @@ class GuardedFile(ChunkedFile):
         if not piece:
             raise self._error(errno.ENODATA)
         return piece
+
+    def close(self) -> None:
+        if not self.closed:
+            close_in_time(self.call, super().close, self.path)
 
     def _part(self, start: int, count: int) -> ChunkedFile:
         part = GuardedFile(os.dup(_native.FileRange.fileno(self)), self.path, start, count, PIECE)

@@ -13,7 +13,7 @@ from xxhash import xxh3_128_digest
 from fastfs import _native
 from fastfs import record as rec
 from fastfs.exceptions import FastfsError, IntegrityError, Unverifiable
-from fastfs.reader import PIECE, Caller, ChunkedFile
+from fastfs.reader import PIECE, Caller, ChunkedFile, close_in_time
 from fastfs.sidecar import Attached, Relation
 from fastfs.timeouts import direct
 
@@ -314,6 +314,9 @@ class VerifiedFile(ChunkedFile):
 
     def close(self) -> None:
         self._out = ([], self.tell())
+        close_in_time(self.call, self._close, self.path)
+
+    def _close(self) -> None:
         super().close()
         self._blocks.close()
         self._stop_ahead()

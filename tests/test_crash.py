@@ -6,6 +6,7 @@ Run as a script, this file forks uploading children and kills them at random mom
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import random
 import signal
@@ -311,3 +312,22 @@ if __name__ == "__main__":
             die_at(sys.argv[1], Path(sys.argv[2]) / str(place), place)
     else:
         killing(sys.argv[1], Path(sys.argv[2]), sys.argv[3], int(sys.argv[4]))
+
+
+def test_where_there_are_no_locks_age_tells(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> NoReturn:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    old, young = (tmp_path / f"{publish.PREFIX}{number:024x}{publish.SUFFIX}" for number in (1, 2))
+    for path in (old, young):
+        path.write_bytes(b"unfinished")
+    long_ago = time.time() - publish.LOCKLESS_GRACE - 60
+    os.utime(old, (long_ago, long_ago))
+    monkeypatch.setattr(publish, "has_nameless", lambda directory: False)
+    monkeypatch.setattr("fcntl.flock", refuse)
+    with Store(datadir=str(tmp_path)) as store:
+        assert store.swept == [str(old)]
+        assert young.exists()
+        assert store.sweep() == []
+        assert store.sweep(grace=0) == [str(young)]
+    assert not young.exists()

@@ -18,7 +18,6 @@ import struct
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -26,6 +25,7 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from leftovers import settled
 from xxhash import xxh3_128_digest
 
 import fastfs
@@ -619,14 +619,9 @@ def long_image(tmp_path: Path) -> Iterator[tuple[Store, str, bytes]]:
         yield store, store.add("image", data).url, data
 
 
-def threads(wanted: int | None = None) -> int:
-    """How many there are; the kernel lists one for a moment after it was joined, so give it time to be `wanted`."""
-    deadline = time.monotonic() + 5
-    while True:
-        found = len(os.listdir("/proc/self/task"))
-        if wanted in (None, found) or time.monotonic() > deadline:
-            return found
-        time.sleep(0.01)
+def threads() -> int:
+    """The kernel lists one for a moment after it was joined: see `settled`."""
+    return len(os.listdir("/proc/self/task"))
 
 
 def collect(reader: Iterator[bytes | memoryview], got: bytearray) -> None:
@@ -661,7 +656,7 @@ def test_read_ahead_by_a_second_thread(way: str, long_image: tuple[Store, str, b
         assert (caught.value.block, len(got)) == (32, 8 << 20)
     assert got == data[: len(got)]
     del reader
-    assert (threads(before), len(os.listdir("/proc/self/fd"))) == (before, descriptors)
+    assert (settled(threads, before), len(os.listdir("/proc/self/fd"))) == (before, descriptors)
 
 
 def by_readinto(reader: fastfs.ChunkedFile, size: int) -> Iterator[bytes]:
@@ -698,7 +693,7 @@ def test_nothing_from_a_bad_block_on_is_handed_out(way: str, begin: int, long_im
         collect(AHEAD[way](reader), got)
     assert got == data[begin:][: len(got)]
     assert (6 << 20) - 300_000 < begin + len(got) <= 6 << 20
-    assert threads(before) == before
+    assert settled(threads, before) == before
     with pytest.raises(ValueError, match="closed"):
         reader.read(1)
 
@@ -740,7 +735,7 @@ def test_closed_by_another_thread_while_it_is_read_ahead(long_image: tuple[Store
         closer.join()
         assert got == data[: len(got)]
         del reader
-    assert (threads(before), len(os.listdir("/proc/self/fd"))) == (before, descriptors)
+    assert (settled(threads, before), len(os.listdir("/proc/self/fd"))) == (before, descriptors)
 
 
 @pytest.mark.parametrize("before", [64, 65, 80], ids=["before the helper", "with its first block", "with a helper"])
@@ -764,7 +759,7 @@ def test_a_forked_child_goes_on_reading(before: int, another: bool, long_image: 
                 other.close()
                 names = [f"/proc/self/fd/{fd}" for fd in os.listdir("/proc/self/fd")]
                 left = [name for name in names if os.path.exists(name) and os.readlink(name).endswith("/image")]
-                code = 0 if whole and not left and threads(1) == 1 else 2
+                code = 0 if whole and not left and settled(threads, 1) == 1 else 2
             os._exit(code)
         assert head + b"".join(reader) == data
         assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0

@@ -14,7 +14,7 @@ import pytest
 from leftovers import descriptors, our_threads, settled
 
 import fastfs
-from fastfs import Store, publish, timeouts
+from fastfs import ChunkedFile, Store, publish, timeouts
 from fastfs.timeouts import Guard
 
 BIG = b"0123456789abcdef" * 65536
@@ -114,6 +114,32 @@ def test_what_works_for_others_is_not_waited_for() -> None:
     gate.set()
     other.join()
     assert answers == ["done"]
+
+
+@pytest.mark.parametrize("verify", [False, True])
+@pytest.mark.parametrize("how", ["close", "to the end"])
+def test_a_close_that_hangs(
+    verify: bool, how: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """FUSE is told of each close.  Nothing depends on it: nobody waits for it longer than the time limit."""
+    go_on, close = threading.Event(), ChunkedFile.close
+
+    def hang(reader: ChunkedFile) -> None:
+        go_on.wait(60)
+        close(reader)
+
+    monkeypatch.setattr(ChunkedFile, "close", hang, raising=False)
+    with Store(datadir=str(tmp_path), timeout=0.2) as store:
+        reader, size = store.get(store.add("image", iter([BIG])).url, verify=verify)
+        begun = time.monotonic()
+        if how == "close":
+            reader.close()
+        else:
+            assert sum(map(len, reader)) == size
+        assert time.monotonic() - begun < 30
+        assert "timed out" in caplog.text
+        go_on.set()
+        assert settled(lambda: reader.closed, True)
 
 
 def test_of_use_after_close_while_something_hangs() -> None:

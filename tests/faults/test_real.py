@@ -150,6 +150,47 @@ def without_inodes(scratch: Path) -> None:
             refused(fastfs.StorageFull, errno.ENOSPC, images, partial(store.add, "one more", data))
 
 
+def on_overlay(scratch: Path) -> None:
+    """It has no nameless files on some kernels, and files of two devices."""
+    data = os.urandom(3 * MIB)
+    with tmpfs(scratch / "top") as top:
+        for name in ("lower/images", "upper", "work"):
+            (top / name).mkdir(parents=True)
+        (top / "lower/images/below").write_bytes(b"below" * 50_000)
+        options = f"lowerdir={top}/lower,upperdir={top}/upper,workdir={top}/work"
+        with mounted("overlay", scratch / "merged", "overlay", options) as merged:
+            images = merged / "images"
+            with Store(datadir=str(images)) as store:
+                for name, source in (("bytes", data), ("iterator", iter([data[:100_000], data[100_000:]]))):
+                    store.add(name, source)
+                    assert b"".join(store.get(store.find(name), verify=True)[0]) == data
+                    with pytest.raises(fastfs.Duplicate):
+                        store.add(name, data)
+                with pytest.raises(fastfs.Duplicate):
+                    store.add("below", data)
+                store.delete(store.find("below"))
+                store.delete(store.find("bytes"))
+                assert [image.image_id for image in store.images()] == ["iterator"]
+                assert store.scrub().all().clean == 1
+            child = os.fork()
+            if child == 0:
+                Store(datadir=str(images)).add("killed", killing(data))
+            os.waitpid(child, 0)
+            Store(datadir=str(images)).close()
+            nothing_left(images, "iterator")
+        assert (top / "lower/images/below").exists()
+
+
+def killing(data: bytes) -> Iterator[bytes]:
+    yield data
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+@needs("tmpfs")
+def test_overlayfs(tmp_path: Path) -> None:
+    isolated(on_overlay, tmp_path)
+
+
 @needs("tmpfs")
 def test_no_inodes(tmp_path: Path) -> None:
     isolated(without_inodes, tmp_path)
