@@ -1,6 +1,6 @@
 """Power cuts: a store works on a file system on a disk that logs; then disks are made as a cut might have left them.
 
-    python tests/faults/powercut.py ext4 --states 500 [--writer NoSync] [--durability full]
+    python tests/faults/powercut.py ext4 --states 500 [--writer NoSync] [--durability full | file | batch]
 
 A state is everything that was flushed before some moment, and a random part, in units of 4 KiB, of what was written
 after that.  Each is mounted, which has the file system recover, and looked at: every image that was acknowledged
@@ -60,6 +60,12 @@ def work(directory: Path, disk: Disk, writer: str, durability: str, seed: int) -
     chance = random.Random(seed)
     there: list[str] = []
     with broken.WRITERS[writer](datadir=str(directory), durability=durability) as store:
+        if durability == "batch":
+            names = [f"image-{seed}-{number}" for number in range(IMAGES)]
+            for outcome in store.add_many(((name, content(name)) for name in names), jobs=4):
+                assert outcome.error is None, outcome
+                disk.mark(f"+{outcome.image_id}")
+            return
         for number in range(IMAGES):
             name = f"image-{seed}-{number}"
             data = content(name)
@@ -191,7 +197,7 @@ def problems(directory: Path, expected: Expected, durability: str) -> Iterator[s
             continue
         if data != content(name):
             yield f"partial: {name} has {len(data)} bytes, not the {len(content(name))} of it"
-    if durability == "full":
+    if durability in ("full", "batch"):
         for name in sorted(expected.acknowledged - expected.doomed - seen):
             yield f"lost: {name}"
         for name in sorted(expected.deleted & seen):
@@ -280,7 +286,7 @@ def main() -> None:
     parser.add_argument("filesystem", choices=MAKERS)
     parser.add_argument("--states", type=int, default=500)
     parser.add_argument("--writer", default="fastfs", choices=broken.WRITERS)
-    parser.add_argument("--durability", default="full", choices=("none", "file", "full"))
+    parser.add_argument("--durability", default="full", choices=("none", "file", "full", "batch"))
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
     started = time.monotonic()

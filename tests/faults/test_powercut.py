@@ -39,6 +39,15 @@ def test_with_synced_files_nothing_is_partial() -> None:
     assert power_cuts("ext4", 100, "--durability", "file")["problems"] == []
 
 
+def test_nothing_that_was_acknowledged_in_a_group_is_lost() -> None:
+    assert power_cuts("ext4", 100, "--durability", "batch")["problems"] == []
+
+
+def test_a_group_that_is_not_synced_loses_is_caught() -> None:
+    problems = power_cuts("ext4", 60, "--durability", "batch", "--writer", "no_group_sync")["problems"]
+    assert any(problem.startswith(("lost", "partial")) for problem in problems)
+
+
 @pytest.mark.parametrize("writer", LOSING)
 def test_a_writer_that_loses_is_caught(writer: type[Plain]) -> None:
     answer = power_cuts("ext4", 60, "--writer", writer.__name__)

@@ -61,13 +61,14 @@ def proofs(long: bool, seconds: int) -> Iterator[Proof]:
         command = script("powercut", filesystem, "--states", states)
         yield Proof(f"power cuts, {filesystem}", command, ("states",), states, missing(filesystem, "fuse"))
     count = 1000 if long else 100
-    command = script("powercut", "ext4", "--states", count, "--durability", "file")
-    yield Proof('power cuts, "file"', command, ("states",), count, missing("ext4", "fuse"))
+    for durability in ("file", "batch"):
+        command = script("powercut", "ext4", "--states", count, "--durability", durability)
+        yield Proof(f'power cuts, "{durability}"', command, ("states",), count, missing("ext4", "fuse"))
     count = 100_000 if long else 10_000
     yield Proof("races", script("races", "--most", count), ("races",), count)
     limit = ["--seconds", seconds] if long else ["--most", 110_000]
     yield Proof("fuzz cases", script("fuzzing", *limit), ("fuzz",), 100_000)
-    yield Proof("broken writers caught", [], (), len(BROKEN) + len(LOSING) + 1)
+    yield Proof("broken writers caught", [], (), len(BROKEN) + len(LOSING) + 3)
     yield Proof("real errors", tests(str(HERE / "test_real.py")), ())
     yield Proof("NFS 4.2 and 3", tests(str(HERE / "test_nfs.py")), (), 1, guest.missing())
     yield Proof("model, forks, shutdown, growth", tests(str(HERE / "test_model.py")), ())
