@@ -73,8 +73,15 @@ class Plain:
             try:
                 self.write(fd, pieces)
                 self.seal(fd)
-                self.publish(top, hidden, name)
-                linked = True
+                try:
+                    self.publish(top, hidden, name)
+                    linked = True
+                except OSError as error:  # which may be told of what was done
+                    linked = self.is_named(fd, top, name)
+                    if not (linked and error.errno == errno.EEXIST):
+                        raise
+                    with contextlib.suppress(FileNotFoundError):
+                        os.unlink(hidden, dir_fd=top)
                 self.sync_directory(top)
             except BaseException:
                 self.undo(top, name if linked else None, hidden)
@@ -84,6 +91,12 @@ class Plain:
         finally:
             with contextlib.suppress(OSError):
                 os.close(top)
+
+    def is_named(self, fd: int, top: int, name: str) -> bool:
+        try:
+            return os.path.samestat(os.fstat(fd), os.stat(name, dir_fd=top, follow_symlinks=False))
+        except FileNotFoundError:
+            return False
 
     def hidden_name(self) -> str:
         return f".fastfs-{secrets.token_hex(12)}.part"
