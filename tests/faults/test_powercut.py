@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections import Counter
 from typing import Any
 
 import pytest
@@ -44,12 +43,18 @@ def test_nothing_that_was_acknowledged_in_a_group_is_lost() -> None:
 
 
 def test_a_group_that_is_not_synced_loses_is_caught() -> None:
-    problems = power_cuts("ext4", 60, "--durability", "batch", "--writer", "no_group_sync")["problems"]
-    assert any(problem.startswith(("lost", "partial")) for problem in problems)
+    assert caught("partial", "--durability", "batch", "--writer", "no_group_sync")
 
 
 @pytest.mark.parametrize("writer", LOSING)
 def test_a_writer_that_loses_is_caught(writer: type[Plain]) -> None:
-    answer = power_cuts("ext4", 60, "--writer", writer.__name__)
-    categories = Counter(problem.partition(":")[0] for problem in answer["problems"])
-    assert categories[LOSING[writer]], f"{writer.__doc__} Found: {categories}"
+    assert caught(LOSING[writer], "--writer", writer.__name__), writer.__doc__
+
+
+def caught(category: str, *options: str) -> bool:
+    """By chance some runs have no moment at which the mistake shows: one of four must."""
+    for seed in range(4):
+        problems = power_cuts("ext4", 60, "--seed", str(seed), *options)["problems"]
+        if any(problem.startswith(category) for problem in problems):
+            return True
+    return False
