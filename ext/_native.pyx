@@ -10,7 +10,7 @@ from cpython.buffer cimport PyBUF_SIMPLE, PyBUF_WRITABLE, PyBuffer_FillInfo, PyB
 from cpython.bytes cimport PyBytes_CheckExact
 from cpython.exc cimport PyErr_CheckSignals
 from cpython.memoryview cimport PyMemoryView_FromMemory
-from libc.errno cimport EBADF, EINTR, EIO, ENOMEM, errno
+from libc.errno cimport EINTR, EIO, ENOMEM, errno
 from libc.stdint cimport int64_t, uint64_t
 from libc.stdlib cimport free as libc_free, malloc
 from libc.string cimport memcpy, memmove, memset
@@ -1113,7 +1113,7 @@ def close_objects(fds):
 
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
 from cpython.ref cimport Py_CLEAR, Py_INCREF, PyObject
-from libc.errno cimport EBADF, EAGAIN, EBUSY, ENODATA, EOPNOTSUPP
+from libc.errno cimport EAGAIN, EBADF, EBUSY, ENODATA, EOPNOTSUPP
 
 cdef extern from "Python.h":
     Py_ssize_t PY_SSIZE_T_MAX
@@ -1613,7 +1613,7 @@ cdef class CheckedBlocks:
         memset(self.kept, 0, sizeof(self.kept))
 
     def __init__(self, int fd, int64_t end, Py_ssize_t block_size, Py_ssize_t piece_size):
-        if self.blocks != NULL or piece_size < 1 or block_size % piece_size or not can_check(block_size, piece_size):
+        if self.blocks != NULL or piece_size < 1 or not can_check(block_size, piece_size):
             raise ValueError(f"{block_size} bytes in pieces of {piece_size}")
         if engine_kernels() == NULL:
             raise RuntimeError("there is no XXH3 for this machine")

@@ -200,7 +200,7 @@ class Draft:
             there = os.stat(self.name, dir_fd=self._top, follow_symlinks=False)
         except FileNotFoundError:
             return False
-        return (ours.st_dev, ours.st_ino) == (there.st_dev, there.st_ino)
+        return os.path.samestat(ours, there)
 
     def _remove(self) -> None:
         for remove in (self._remove_name, self._remove_hidden):

@@ -225,7 +225,7 @@ class ChunkedFile(_native.FileRange):
 
     def _part(self, start: int, count: int) -> ChunkedFile:
         """A reader of its own for a part of the file, in pieces of `PIECE`."""
-        return ChunkedFile(os.dup(super().fileno()), self.path, start, count, PIECE)
+        return ChunkedFile(self._dup(), self.path, start, count, PIECE)
 
     # -- in an event loop -----------------------------------------------------------------------------------
 
@@ -380,6 +380,6 @@ class GuardedFile(ChunkedFile):
             close_in_time(self.call, super().close, self.path)
 
     def _part(self, start: int, count: int) -> ChunkedFile:
-        part = GuardedFile(os.dup(_native.FileRange.fileno(self)), self.path, start, count, PIECE)
+        part = GuardedFile(self._dup(), self.path, start, count, PIECE)
         part.call = self.call
         return part

@@ -99,7 +99,6 @@ class VerifiedFile(ChunkedFile):
         self._table = table = attached.table
         #: See `GuardedFile.call`.
         self.call = call
-        # The position of this object is what was handed out; whole blocks are read by another one.
         # Checked pieces that follow, the next one last, and where they end; -1: the position of the base class counts.
         # One attribute, for a signal may come between any two; moving the base class for each piece would cost as much
         # as hashing it.
@@ -107,6 +106,7 @@ class VerifiedFile(ChunkedFile):
         super().__init__(fd, path, offset, length, chunk_size, views=views)
         self._block_size = table.record.block_size
         self._size = table.record.size
+        # The position of this object is what was handed out; whole blocks are read by another one.
         self._blocks = _native.FileRange(os.dup(fd), path, 0, self._size, self._block_size, views=True)
         self._block = NONE
         self._data = memoryview(b"")

@@ -29,7 +29,7 @@ import pytest
 VERSIONS = ("4.2", "3")
 FORK = multiprocessing.get_context("fork")
 #: Where the server keeps it.
-DISK = Path("/mnt/disk/work")
+DISK = Path("/mnt/disk/images")
 
 
 class Hosts:
@@ -38,7 +38,7 @@ class Hosts:
     def __init__(self, version: str, name: str, maker: Callable[..., Any]) -> None:
         folder = f"{name}-{version}"
         self.served = DISK / folder
-        self.a, self.b = (Path(f"/mnt/{version}/{host}/work/{folder}") for host in "ab")
+        self.a, self.b = (Path(f"/mnt/{version}/{host}/images/{folder}") for host in "ab")
         self.maker = maker
         self.served.mkdir()
 
