@@ -47,7 +47,7 @@ torture: $(BIN)/python  ## crash, error, power-cut, race and fuzz proofs, and a 
 	$(BIN)/python tests/faults/torture.py $(if $(LONG),--long)
 
 sanitize: $(BIN)/python  ## the tests on the extension built with AddressSanitizer, UndefinedBehaviorSanitizer, ThreadSanitizer
-	$(PIP) install -e '.[test]' 'setuptools>=77' 'Cython>=3.1,<4'
+	$(PIP) install -e '.[test]'
 	PYTHON=$(CURDIR)/$(BIN)/python tests/faults/sanitize address
 	PYTHON=$(CURDIR)/$(BIN)/python tests/faults/sanitize thread
 
