@@ -17,7 +17,7 @@ import subprocess
 import tempfile
 from pathlib import Path
 
-from shim import HERE
+from shim import HERE, shared_object
 
 NEEDED = {
     "linux.uml": "user-mode-linux",
@@ -26,6 +26,10 @@ NEEDED = {
     "modprobe": "kmod",
     "mkfs.ext4": "e2fsprogs",
 }
+
+
+class NotBootedError(OSError):
+    """This machine cannot run a guest: its kernel did not come so far as to its first process."""
 
 
 def missing() -> str:
@@ -42,25 +46,32 @@ def run(job: str, size: int = 256 << 20, seconds: float = 240) -> str:
     """What a shell's command prints in a guest.  One that does not come up (a busy machine) is booted once more.
 
     :param size: of the file system that is exported, in bytes.
+    :raises NotBootedError: no guest can be booted here.
     :raises OSError: the guest did not come up, or the command failed; with what was printed.
     """
     status, printed = booted(job, size, seconds)
-    if not status:
+    if not status.isdigit():
         status, printed = booted(job, size, seconds)
     if status != "0":
-        raise OSError(f"the guest failed: {printed[-5000:]}")
+        trouble = OSError if status else NotBootedError
+        raise trouble(f"the guest failed: {printed[-5000:]}")
     return printed
 
 
 def booted(job: str, size: int, seconds: float) -> tuple[str, str]:
-    """The job's exit code ("": it was not begun, or did not end in time), and what it printed."""
+    """The job's exit code ("begun": it has none; "": there is no first process even), and what it printed."""
     with tempfile.TemporaryDirectory(prefix="fastfs-guest-") as folder:
         out = Path(folder)
         (out / "job").write_text(job)
         command = ["linux.uml", "mem=1536M", "rootfstype=hostfs", "rootflags=/", "ro", f"init={HERE / 'guest_init'}"]
         command += ["con=null", "con0=fd:0,fd:1", "quiet", f"SIZE={size}", f"OUT={folder}"]
         process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+            env={**os.environ, "LD_PRELOAD": str(shared_object("guest_ptrace"))},
         )
         try:
             said = process.communicate(timeout=seconds)[0]

@@ -101,10 +101,10 @@ def cc(default: str = "cc") -> list[str]:
     return shlex.split(os.environ.get("CC", default))
 
 
-def shared_object() -> Path:
-    """The path of the library, built if it is not yet."""
-    source = HERE / "preload.c"
-    path = BUILD / f"preload-{hashlib.sha256(source.read_bytes()).hexdigest()[:16]}.so"
+def shared_object(name: str = "preload") -> Path:
+    """The path of a library to be preloaded, built if it is not yet."""
+    source = HERE / f"{name}.c"
+    path = BUILD / f"{name}-{hashlib.sha256(source.read_bytes()).hexdigest()[:16]}.so"
     if not path.exists():
         BUILD.mkdir(parents=True, exist_ok=True)
         scratch = path.with_suffix(f".{os.getpid()}")

@@ -24,7 +24,10 @@ def outcomes(*runs: tuple[str, str]) -> Outcomes:
     """
     script = shlex.join([sys.executable, str(HERE / "on_nfs.py")])
     lines = [f"{script} --writer {writer} --only {shlex.quote(only)}" for writer, only in runs]
-    printed = guest.run("\n".join([f"cd {shlex.quote(str(HERE))}", *lines])).splitlines()
+    try:
+        printed = guest.run("\n".join([f"cd {shlex.quote(str(HERE))}", *lines])).splitlines()
+    except guest.NotBootedError as error:
+        pytest.skip(f"no guest can be booted on this machine: {error}")
     found = [json.loads(line) for line in printed if line.startswith('{"writer"')]
     return {(one["writer"], one["check"], one["version"]): one["trouble"] for one in found}
 
