@@ -16,7 +16,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -476,6 +476,25 @@ def test_over_worker_processes(store: Store, images: Path) -> None:
     assert found.pop("image-3") is Status.ROT
     assert set(found.values()) == {Status.CLEAN}
     assert not (images / "image-3").exists()
+
+
+def test_an_executor_that_takes_no_more(store: Store) -> None:
+    """What had been begun is not waited for by those who would begin it."""
+
+    class Full(ThreadPoolExecutor):
+        def submit(self, *arguments: Any, **named: Any) -> Any:
+            if self._work_queue.qsize() + len(self._threads) > 2:
+                raise RuntimeError("no more")
+            return super().submit(*arguments, **named)
+
+    for number in range(6):
+        store.add(f"image-{number}", content(number))
+    with Full(8) as pool:
+        scrub = store.scrub(executor=pool)
+        with pytest.raises(RuntimeError, match="no more"):
+            scrub.all()
+    assert scrub.summary.stopped
+    assert store.scrub().all().clean == 6
 
 
 def test_small_images_without_a_record(store: Store) -> None:

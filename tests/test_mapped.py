@@ -17,7 +17,7 @@ import pytest
 from leftovers import descriptors
 
 from fastfs import Store, _native, record
-from fastfs.scrub import check
+from fastfs.scrub import cache, check
 from fastfs.scrub.cache import Guest
 from fastfs.scrub.finding import Status
 from fastfs.scrub.mapped import LEAST, Mapped
@@ -104,6 +104,27 @@ def test_who_may_not_know_what_is_cached(file: Path, monkeypatch: pytest.MonkeyP
             guest.reading(0)
             assert guest.resident() is may
             guest.done()
+
+
+def test_how_far_all_is_cached(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """To the first window of which a page is missing, or to where somebody asks."""
+    monkeypatch.setattr(cache, "WINDOW", LEAST)
+    size = file.stat().st_size
+    missing = {2 * LEAST}
+
+    def resident(fd: int, offset: int, length: int) -> bytearray:
+        return bytearray([offset not in missing] * -(-length // cache.PAGE))
+
+    monkeypatch.setattr(_native, "resident", resident)
+    with open(file, "rb") as opened:
+        guest = Guest(opened.fileno(), size)
+        guest.reading(0)
+        assert [guest.resident_to(most) for most in (1, LEAST + 1, size)] == [1, LEAST + 1, 2 * LEAST]
+        guest.reading(2 * LEAST)
+        assert guest.resident_to(size) == 0
+        guest.reading(3 * LEAST)
+        assert guest.resident_to(size) == size
+        guest.done()
 
 
 def test_a_scrub_of_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -53,6 +53,22 @@ class Guest:
         pages = self._before.get(self._window)
         return pages is not None and 0 not in pages and self._told
 
+    def resident_to(self, most: int) -> int:
+        """The end of the windows, from the one that is being read on, that are `resident`; 0: none is.
+
+        :param most: an offset, no more than that.
+        """
+        if not self.resident():
+            return 0
+        window = self._window
+        while (window + 1) * WINDOW < most:
+            self._look(window + 1)
+            pages = self._before.get(window + 1)
+            if pages is None or 0 in pages:
+                break
+            window += 1
+        return min(most, (window + 1) * WINDOW)
+
     @cached_property
     def _told(self) -> bool:
         # mincore(2) tells owners and those who may write; to others every page is there.

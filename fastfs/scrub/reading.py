@@ -15,6 +15,9 @@ from fastfs.sources import LARGE
 
 # How much the digests take between two looks at limits.
 STEP = 8 << 20
+# The same where nothing has to be fetched: a stream that stops is missing in its lanes until it goes on.  16 images of
+# 64 MiB at once, in one step each instead of eight, take 0.94 of the time.
+STEP_IN_MEMORY = 64 << 20
 
 
 class Unreadable(Exception):
@@ -59,9 +62,11 @@ def digest_all(
         sparse = info.st_blocks * 512 < info.st_size
         offset, end = 0, info.st_size
         while offset < end:
-            step = min(STEP, end - offset, guest.window_end(offset) - offset)
-            limits.take(step)
             guest.reading(offset)
+            step = min(STEP, end - offset, guest.window_end(offset) - offset)
+            if not limits.rate:
+                step = max(step, guest.resident_to(min(end, offset + STEP_IN_MEMORY)) - offset)
+            limits.take(step)
             _, taken = pump.read_fd(fd, offset, step, sparse=sparse)
             if not taken:
                 raise Unreadable(OSError(0, "it became shorter while it was read"))

@@ -8,6 +8,7 @@ import dataclasses
 import fnmatch
 import os
 import queue
+import threading
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Generator, Iterable, Iterator
@@ -269,9 +270,11 @@ class Scrub:
         ended: queue.SimpleQueue[Future[Finding]] = queue.SimpleQueue()
         running: dict[Future[Finding], Candidate] = {}
         busy: deque[Candidate] = deque()
+        together = threading.Event()
         with contextlib.ExitStack() as stack:
-            submit, jobs = self._workers(stack)
+            submit, jobs = self._workers(stack, together)
             stack.callback(self._settle, running)
+            stack.callback(together.set)
             while True:
                 while waiting and len(running) < jobs and not self.limits.stopped:
                     candidate = waiting.popleft()
@@ -279,6 +282,7 @@ class Scrub:
                     future = submit(directory, candidate.name, passes[candidate.datadir].started)
                     running[future] = candidate
                     future.add_done_callback(ended.put)
+                together.set()
                 if not running:
                     if not busy or self.limits.stopped:
                         break
@@ -313,15 +317,21 @@ class Scrub:
             reason = str(error) or type(error).__name__
             return Finding(candidate.name, directory.path, Status.UNFINISHED, "fast", candidate.size, detail=reason)
 
-    def _workers(self, stack: contextlib.ExitStack) -> tuple[Callable[[str, str, int], Future[Finding]], int]:
-        """What has an image checked, and how many at a time."""
+    def _workers(
+        self, stack: contextlib.ExitStack, together: threading.Event
+    ) -> tuple[Callable[[str, str, int], Future[Finding]], int]:
+        """What has an image checked, and how many at a time.
+
+        :param together: the first ones begin when it is set.  While the first two keep two processors busy, starting
+            the others takes 30 ms instead of 10, with lanes that are not filled.
+        """
         executor = self.executor
         if executor is None or isinstance(executor, ThreadPoolExecutor):
             jobs = self.jobs or (executor and executor._max_workers) or self._default_jobs()
             pool = executor or stack.enter_context(ThreadPoolExecutor(jobs, thread_name_prefix="fastfs-scrub"))
 
             def here(path: str, name: str, started: int) -> Future[Finding]:
-                return pool.submit(self._check, path, name, started)
+                return pool.submit(self._check, together, path, name, started)
 
             return here, jobs
         workers = getattr(executor, "_max_workers", None)
@@ -338,7 +348,8 @@ class Scrub:
     def _default_jobs(self) -> int:
         return DEEP_JOBS if self.mode == "deep" else min(FAST_JOBS, len(os.sched_getaffinity(0)))
 
-    def _check(self, path: str, name: str, started: int) -> Finding:
+    def _check(self, together: threading.Event, path: str, name: str, started: int) -> Finding:
+        together.wait()
         told: Callable[[int], object] | None = None
         if (progress := self.progress) is not None:
 
