@@ -1160,12 +1160,12 @@ cdef extern from "serve.h" nogil:
         serve_side side
     void serve_file_init(file_t *f, int fd)
     bint serve_file_enter(file_t *f)
-    void serve_file_leave(file_t *f)
+    int serve_file_leave(file_t *f)
     int serve_file_claim(file_t *f)
-    void serve_file_unclaim(file_t *f)
+    int serve_file_unclaim(file_t *f)
     bint serve_file_seize(file_t *f)
     void serve_file_release(file_t *f)
-    void serve_file_close(file_t *f)
+    int serve_file_close(file_t *f)
     bint serve_file_closed(const file_t *f)
     Py_ssize_t serve_read(int fd, iovec *iov, int n, int64_t offset, bint nowait)
     Py_ssize_t serve_fill(int fd, void *data, size_t n, int64_t offset)
@@ -1220,6 +1220,13 @@ cdef int claim(file_t *file) except -1:
     if err < 0:
         raise ValueError("the reader is closed")
     return 0
+
+
+cdef void give_back(int fd) noexcept:
+    """Close what a `serve_file_` function has told to close.  It may hang, and others want the GIL meanwhile."""
+    if fd >= 0:
+        with nogil:
+            close(fd)
 
 
 cdef char *writable_piece(PyObject **kept, Py_ssize_t size) except NULL:
@@ -1285,7 +1292,7 @@ cdef class FileRange:
         self.chunk_size = chunk_size
 
     def __dealloc__(self):
-        serve_file_close(&self.file)
+        give_back(serve_file_close(&self.file))
         for i in range(AHEAD_MAX):
             Py_CLEAR(self.kept[i])
 
@@ -1317,10 +1324,10 @@ cdef class FileRange:
     def close(self):
         """Give the descriptor back, as soon as no other thread uses it.  May be repeated."""
         cdef int err = serve_file_claim(&self.file)
-        serve_file_close(&self.file)
+        give_back(serve_file_close(&self.file))
         if err == 0:  # otherwise a thread may be reading into this memory
             self.drop()
-            serve_file_unclaim(&self.file)
+            give_back(serve_file_unclaim(&self.file))
 
     cdef int drop(self) except -1:
         """Let go of all memory."""
@@ -1350,7 +1357,7 @@ cdef class FileRange:
         try:
             return os.dup(self.file.fd)
         finally:
-            serve_file_leave(&self.file)
+            give_back(serve_file_leave(&self.file))
 
     def tell(self):
         """The position in the file, not in the range."""
@@ -1360,7 +1367,7 @@ cdef class FileRange:
         self.claim()
         self.position = position
         self.forget()
-        serve_file_unclaim(&self.file)
+        give_back(serve_file_unclaim(&self.file))
 
     cdef int claim(self) except -1:
         return claim(&self.file)
@@ -1370,7 +1377,8 @@ cdef class FileRange:
         if not self.advised:
             self.advised = True
             if self.end - self.position > 128 * 1024:
-                serve_advise(self.file.fd, self.position, <uint64_t>(self.end - self.position))
+                with nogil:
+                    serve_advise(self.file.fd, self.position, <uint64_t>(self.end - self.position))
         return 0
 
     cdef int fill(self, char *data, Py_ssize_t size, int64_t start) except -1:
@@ -1498,7 +1506,7 @@ cdef class FileRange:
                     return NotImplemented
             return self.take()
         finally:
-            serve_file_unclaim(&self.file)
+            give_back(serve_file_unclaim(&self.file))
 
     # -- buffers --------------------------------------------------------------------------------------------
 
@@ -1516,7 +1524,7 @@ cdef class FileRange:
                 self.position += want
             return piece
         finally:
-            serve_file_unclaim(&self.file)
+            give_back(serve_file_unclaim(&self.file))
 
     def readinto(self, buffer):
         """Fill `buffer` from the range; the number of bytes, less than its length only at the end."""
@@ -1534,7 +1542,7 @@ cdef class FileRange:
                     self.position += size
                 return max(size, 0)
             finally:
-                serve_file_unclaim(&self.file)
+                give_back(serve_file_unclaim(&self.file))
         finally:
             PyBuffer_Release(&view)
 
@@ -1573,7 +1581,7 @@ cdef class FileRange:
         finally:
             if before:
                 serve_narrow(out, before)
-            serve_file_leave(&self.file)
+            give_back(serve_file_leave(&self.file))
 
 
 # A helper takes 30 us to be started, and reading ahead what nobody wants takes longer.
@@ -1628,7 +1636,7 @@ cdef class CheckedBlocks:
 
     def __dealloc__(self):
         self.drop()
-        serve_file_close(&self.file)
+        give_back(serve_file_close(&self.file))
 
     cdef void drop(self):
         """Let go of the thread and all memory."""
@@ -1647,7 +1655,7 @@ cdef class CheckedBlocks:
 
     def close(self):
         """Give descriptor and thread back, as soon as no other thread uses them.  May be repeated."""
-        serve_file_close(&self.file)
+        give_back(serve_file_close(&self.file))
         self.reap()
 
     cdef int offer(self) except -1:
@@ -1696,9 +1704,9 @@ cdef class CheckedBlocks:
             if position != self.position:
                 with nogil:
                     blockread_forget(self.blocks)
+                    if self.end - position > 128 * 1024:
+                        serve_advise(self.file.fd, position, <uint64_t>(self.end - position))
                 self.start = self.position = position
-                if self.end - position > 128 * 1024:
-                    serve_advise(self.file.fd, position, <uint64_t>(self.end - position))
             self.offer()
             if blockread_offered(self.blocks) == 0:
                 raise OSError(ENODATA, os.strerror(ENODATA))
@@ -1722,7 +1730,7 @@ cdef class CheckedBlocks:
                     Py_CLEAR(self.kept[which][i])
             return pieces, (<char *>digest)[:XXH3_DIGEST]
         finally:
-            serve_file_unclaim(&self.file)
+            give_back(serve_file_unclaim(&self.file))
             self.reap()
 
 
@@ -1788,7 +1796,10 @@ def extent(int fd, int64_t start, int64_t end):
 
 def is_remote(int fd):
     """Is the file kept by a server far away (NFS, SMB, Ceph)?"""
-    return serve_remote(fd)
+    cdef bint remote
+    with nogil:
+        remote = serve_remote(fd)
+    return remote
 
 
 def is_local(int fd):

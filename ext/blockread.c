@@ -8,6 +8,7 @@
 #include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "clock.h"
 #include "cores.h"
@@ -119,7 +120,9 @@ static void do_slot(struct blockread *b, struct slot *s)
     int error = -EBADF;
     if (serve_file_enter(b->file)) {
         error = read_block(b, s);
-        serve_file_leave(b->file);
+        int last = serve_file_leave(b->file);
+        if (last >= 0)
+            close(last);
     }
     pthread_mutex_lock(&b->lock);
     s->error = error;

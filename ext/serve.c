@@ -27,10 +27,9 @@ void serve_file_init(struct serve_file *f, int fd)
     atomic_init(&f->claimed, false);
 }
 
-void serve_file_leave(struct serve_file *f)
+int serve_file_leave(struct serve_file *f)
 {
-    if (atomic_fetch_sub(&f->state, 1) == (SERVE_CLOSED | 1))
-        close(f->fd);
+    return atomic_fetch_sub(&f->state, 1) == (SERVE_CLOSED | 1) ? f->fd : -1;
 }
 
 bool serve_file_enter(struct serve_file *f)
@@ -53,10 +52,11 @@ int serve_file_claim(struct serve_file *f)
     return -EBADF;
 }
 
-void serve_file_unclaim(struct serve_file *f)
+int serve_file_unclaim(struct serve_file *f)
 {
-    serve_file_leave(f);
+    int last = serve_file_leave(f);
     atomic_store(&f->claimed, false);
+    return last;
 }
 
 bool serve_file_seize(struct serve_file *f)
@@ -77,10 +77,9 @@ void serve_file_forked(struct serve_file *f, bool within)
         close(f->fd);
 }
 
-void serve_file_close(struct serve_file *f)
+int serve_file_close(struct serve_file *f)
 {
-    if (atomic_fetch_or(&f->state, SERVE_CLOSED) == 0)
-        close(f->fd);
+    return atomic_fetch_or(&f->state, SERVE_CLOSED) == 0 ? f->fd : -1;
 }
 
 bool serve_file_closed(const struct serve_file *f)

@@ -23,7 +23,9 @@ enum {
 };
 
 /* A descriptor that several threads use, and that one may close meanwhile: it is given back when the last of them
- * has left, so that none goes on with a number that has become another file. */
+ * has left, so that none goes on with a number that has become another file.  Who leaves, unclaims or closes is told by the
+ * result whether that is for him to do (close(2) may hang, and he may have to let go of something before): the descriptor,
+ * or -1. */
 struct serve_file {
     int fd;
     atomic_uint state;   /* threads within, and SERVE_CLOSED */
@@ -34,11 +36,11 @@ void serve_file_init(struct serve_file *f, int fd);
 
 /* false: it is closed; otherwise call serve_file_leave afterwards. */
 bool serve_file_enter(struct serve_file *f);
-void serve_file_leave(struct serve_file *f);
+int serve_file_leave(struct serve_file *f);
 
 /* As enter and leave, for one thread at a time: -EBUSY, another one is within; -EBADF, it is closed. */
 int serve_file_claim(struct serve_file *f);
-void serve_file_unclaim(struct serve_file *f);
+int serve_file_unclaim(struct serve_file *f);
 
 /* Claim a file that is closed, to give back what belongs to it: true for one thread at a time, which calls release. */
 bool serve_file_seize(struct serve_file *f);
@@ -48,7 +50,7 @@ void serve_file_release(struct serve_file *f);
 void serve_file_forked(struct serve_file *f, bool within);
 
 /* May be repeated. */
-void serve_file_close(struct serve_file *f);
+int serve_file_close(struct serve_file *f);
 bool serve_file_closed(const struct serve_file *f);
 
 /* Open a regular file for reading, `*size` bytes long: a link at `path` is not followed, a FIFO or device not waited

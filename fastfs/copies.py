@@ -59,7 +59,8 @@ class Copy:
         self.replace = replace
         folder, name = os.path.split(path)
         self.draft = (Replacement if replace else Draft)(DataDir(folder, 0), name, 0, durability)
-        self._done = False
+        #: The caller is told that it is there: it stays.
+        self.acknowledged = False
         self._busy_since = 0
 
     def busy_since(self) -> int:
@@ -93,7 +94,6 @@ class Copy:
         self.draft.seal(size)
         self.draft.link()
         self.draft.sync_name()
-        self._done = True
 
     def _cloned(self, size: int) -> bool:
         """Share all blocks, where that can be."""
@@ -161,5 +161,4 @@ class Copy:
     def release(self) -> None:
         """Close everything; unless it is published, nothing of the copy stays.  May be repeated."""
         self.reader.close()
-        # What is done when nobody waits for it any more is not done.
-        self.draft.release(keep=self._done and not self.handed_over)
+        self.draft.release(keep=self.acknowledged)

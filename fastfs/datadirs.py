@@ -214,6 +214,11 @@ class DataDirs:
         # In an order on which whoever uses the same directories agrees, whatever the priorities.
         self._agreed = sorted(self.all, key=lambda directory: directory.identity)
 
+    @property
+    def where(self) -> str:
+        """The paths of all, for messages."""
+        return ", ".join(directory.path for directory in self.all)
+
     def choose(self, size: int | None, without: frozenset[DataDir] = frozenset()) -> tuple[DataDir, Claim]:
         """The directory for an image of `size` bytes (None: unknown), and a claim on its space.
 

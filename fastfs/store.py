@@ -7,6 +7,7 @@ import logging
 import os
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import suppress
+from functools import partial
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -16,7 +17,7 @@ from fastfs import _native, hashing, ingest, metadata, publish, record, sidecar,
 from fastfs import scrub as upkeep  # `scrub` is a method
 from fastfs.config import NAME_DURABLE, StoreConfig
 from fastfs.copies import Copy
-from fastfs.datadirs import DataDir, DataDirs, reserved_on, stat_regular
+from fastfs.datadirs import DataDir, DataDirs, close_quietly, reserved_on, stat_regular
 from fastfs.exceptions import (
     BadStoreUri,
     Duplicate,
@@ -30,7 +31,7 @@ from fastfs.exceptions import (
 )
 from fastfs.ingest import Outcome
 from fastfs.location import SCHEMES, Location, check_image_id
-from fastfs.reader import ChunkedFile, GuardedFile
+from fastfs.reader import ChunkedFile, GuardedFile, close_in_time
 from fastfs.sources import open_source, small_object
 from fastfs.upload import AddResult, Upload
 from fastfs.verified import VerifiedFile, check_usable
@@ -124,6 +125,7 @@ class Store:
                 config.file_perm,
                 config.mount_guard,
                 read_only,
+                path=", ".join(path for path, _ in config.directories),
             )
             # Nameless files need no sweeping, and so no look at every image.
             # Time limits and holes need what the upload of a large image has.
@@ -229,7 +231,7 @@ class Store:
         directory: DataDir | None,
     ) -> AddResult:
         """A large image; or one that turns out to be small, for which there is `directory`."""
-        holder = self._guard.call("looking for a duplicate", self.datadirs.holding, name)
+        holder = self._guard.call("looking for a duplicate", self.datadirs.holding, name, path=self.datadirs.where)
         if holder is not None:
             raise Duplicate.of(name, holder.file(name))
         source = open_source(image_file)
@@ -357,45 +359,43 @@ class Store:
             for what, number in (("offset", offset), ("chunk_size", 0 if chunk_size is None else chunk_size)):
                 if not isinstance(number, int) or number < 0:
                     raise Invalid(f"{what}={number!r} is no number of bytes, 0 or more", path=path)
-        fd, size = self._reading(path, self.datadirs.open_file, path, undo=_close_first)
-        length = max(0, size - offset)
-        if chunk_size is not None:
-            length = min(length, chunk_size)
-        piece = self.config.chunk_size
-        call = self._guarded_read(path) if self.config.timeout else None
         if verify:
-            return self._verified(path, fd, offset, length, call or timeouts.direct, zero_copy), length
-        if call is not None:
+            return self._verified(path, offset, chunk_size, zero_copy)
+        fd, size = self._reading(path, self.datadirs.open_file, path, undo=_close_first)
+        length = _length(size, offset, chunk_size)
+        piece = self.config.chunk_size
+        if self.config.timeout:
             guarded = GuardedFile(fd, path, offset, length, piece, views=zero_copy)
-            guarded.call = call
+            guarded.call = self._guarded_read(path)
             return guarded, length
         return ChunkedFile(fd, path, offset, length, piece, views=zero_copy), length
 
-    def _verified(
-        self, path: str, fd: int, offset: int, length: int, call: Callable[..., Any], views: bool
-    ) -> VerifiedFile:
-        attached = sidecar.Attached()
+    def _verified(self, path: str, offset: int, chunk_size: int | None, views: bool) -> tuple[VerifiedFile, int]:
+        call = self._guarded_read(path) if self.config.timeout else timeouts.direct
+        fd, size, attached = opened = self._reading(path, self._open_with_record, path, undo=_close_both)
         try:
             name = self.datadirs.locate(path)[1].rpartition("/")[2]
-            attached = self._reading(path, self._record_of, path, fd, undo=lambda late: late.close())
-            check_usable(path, name, os.fstat(fd).st_size, attached)
+            check_usable(path, name, size, attached)
+            length = _length(size, offset, chunk_size)
             piece = self.config.chunk_size
-            opened, fd = fd, -1  # the reader's from here on, even if it cannot be made
+            opened = -1, size, attached  # the reader's from here on, even if it cannot be made
             return VerifiedFile(
-                opened, path, offset, length, piece, image_id=name, attached=attached, call=call, views=views
-            )
+                fd, path, offset, length, piece, image_id=name, attached=attached, call=call, views=views
+            ), length
         except BaseException as error:
-            attached.close()
-            if fd >= 0:
-                with suppress(OSError):  # what went wrong is told
-                    os.close(fd)
+            close_in_time(call, partial(_close_both, opened), path)
             if isinstance(error, OSError) and not isinstance(error, FastfsError):
                 raise from_oserror(error, "read", path=path) from error
             raise
 
-    def _record_of(self, path: str, fd: int) -> sidecar.Attached:
-        with self.datadirs.parent(path) as (top, name):
-            return sidecar.find(top, name, fd)
+    def _open_with_record(self, path: str) -> tuple[int, int, sidecar.Attached]:
+        fd, size = self.datadirs.open_file(path)
+        try:
+            with self.datadirs.parent(path) as (top, name):
+                return fd, size, sidecar.find(top, name, fd)
+        except BaseException:
+            close_quietly(fd)
+            raise
 
     def _guarded_read(self, path: str) -> Callable[..., Any]:
         def call(function: Callable[..., Any], *args: Any) -> Any:
@@ -431,15 +431,15 @@ class Store:
         reader, size = self.get(location, verify=verify)
         copy = Copy(reader, os.path.abspath(os.fspath(path)), self.config.durability, replace, progress)
         try:
-            copy.check()
+            self._guard.call("copying", copy.check, path=copy.path)
             self._guard.call("copying", copy.run, path=copy.path, owner=copy, busy_since=copy.busy_since)
+            copy.acknowledged = True
         except OSError as error:
             if isinstance(error, FastfsError):
                 raise
             raise copy.translated(error) from error
         finally:
-            if not copy.handed_over:
-                copy.release()
+            self._guard.release(copy, f"copy {copy.path}")
         return size
 
     def get_size(self, location: object, context: object = None) -> int:
@@ -454,12 +454,13 @@ class Store:
         function: Callable[..., Any],
         *args: Any,
         action: Action = "read",
+        owner: timeouts.Owner | None = None,
         undo: Callable[[Any], object] | None = None,
     ) -> Any:
         try:
             if not self._guard.timeout:
                 return function(*args)
-            return self._guard.call(f"{action} of {path}", function, *args, path=path, undo=undo)
+            return self._guard.call(f"{action} of {path}", function, *args, path=path, owner=owner, undo=undo)
         except FastfsError:
             raise
         except OSError as error:
@@ -518,7 +519,7 @@ class Store:
             return f"file://{directory.file(name)}"
         if failed is not None:
             raise failed
-        raise NotFound(f"no image {name} in {self._where()}", image_id=name)
+        raise NotFound(f"no image {name} in {self.datadirs.where}", image_id=name)
 
     def info(self, image: object) -> ImageInfo:
         """About one image, by its location or its id.
@@ -537,10 +538,12 @@ class Store:
     def images(self) -> Iterator[ImageInfo]:
         """All images, directory by directory, in no order within one; what appears meanwhile may be missing."""
         for directory in self.datadirs.all:
-            entries = self._reading(directory.path, os.scandir, directory.path, undo=lambda late: late.close())
-            with entries:
-                while batch := self._reading(directory.path, _next_images, directory, entries):
+            listing = _Listing(directory)
+            try:
+                while batch := self._reading(directory.path, listing.following, owner=listing):
                     yield from batch
+            finally:
+                self._guard.release(listing, directory.path)
 
     def usage(self) -> list[DatadirUsage]:
         """The space of each data directory, the highest priority first."""
@@ -680,12 +683,22 @@ class Store:
         """What the images of each data directory take; looks at every one."""
         return [self._reading(directory.path, upkeep.space_of, directory) for directory in self.datadirs.all]
 
-    def _where(self) -> str:
-        return ", ".join(directory.path for directory in self.datadirs.all)
-
 
 def _close_first(opened: tuple[int, int]) -> None:
     os.close(opened[0])
+
+
+def _close_both(opened: tuple[int, int, sidecar.Attached]) -> None:
+    fd, _, attached = opened
+    if fd >= 0:
+        close_quietly(fd)
+    attached.close()
+
+
+def _length(size: int, offset: int, most: int | None) -> int:
+    """Of the range of a file."""
+    length = max(0, size - offset)
+    return length if most is None else min(length, most)
 
 
 def _checked_size(size: int | None) -> int | None:
@@ -713,19 +726,33 @@ def _info(directory: DataDir, name: str, info: os.stat_result) -> ImageInfo:
 _BATCH = 256
 
 
-def _next_images(directory: DataDir, entries: Iterator[os.DirEntry[str]]) -> list[ImageInfo]:
-    """The next images in a directory; none at its end."""
-    images: list[ImageInfo] = []
-    for entry in entries:
-        if entry.name.startswith(".") or not entry.is_file(follow_symlinks=False):
-            continue
-        try:
-            images.append(_info(directory, entry.name, entry.stat(follow_symlinks=False)))
-        except FileNotFoundError:
-            continue  # deleted meanwhile
-        if len(images) == _BATCH:
-            break
-    return images
+class _Listing:
+    """The images in a directory; what hangs in it must not lose it."""
+
+    def __init__(self, directory: DataDir) -> None:
+        self.directory = directory
+        self.entries: Any = None
+        self.handed_over = False
+
+    def following(self) -> list[ImageInfo]:
+        """The next images; none at the end."""
+        if self.entries is None:
+            self.entries = os.scandir(self.directory.path)
+        images: list[ImageInfo] = []
+        for entry in self.entries:
+            if entry.name.startswith(".") or not entry.is_file(follow_symlinks=False):
+                continue
+            try:
+                images.append(_info(self.directory, entry.name, entry.stat(follow_symlinks=False)))
+            except FileNotFoundError:
+                continue  # deleted meanwhile
+            if len(images) == _BATCH:
+                break
+        return images
+
+    def release(self) -> None:
+        if self.entries is not None:
+            self.entries.close()
 
 
 def _usage(directory: DataDir) -> DatadirUsage:

@@ -16,9 +16,9 @@ import threading
 import time
 from collections.abc import Callable
 from queue import SimpleQueue
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar, cast
 
-from fastfs.exceptions import StorageError, TimeoutError
+from fastfs.exceptions import FastfsError, StorageError, TimeoutError
 
 LOG = logging.getLogger(__name__)
 
@@ -85,14 +85,17 @@ class _Task:
             self.error = error
         finally:
             _current.task = None
+        self.args = ()  # the caller's memory, for one
         with self.lock:
             self.done.set()
             late = self.abandoned
         if late:
             self._undo()
+            self.error = None  # its traceback leads here
         self.owner = self.undo = None
 
     def _undo(self) -> None:
+        _current.task = _UNDOING  # what has a limit of its own goes on here: the pool may have been closed
         try:
             if self.owner is not None:
                 self.owner.release()
@@ -100,6 +103,8 @@ class _Task:
                 self.undo(self.result)
         except Exception as error:  # nobody is there to be told; the thread goes on to other tasks
             LOG.warning("cleaning up after an operation that came too late: %s", error)
+        finally:
+            _current.task = None
 
     def abandon(self) -> bool:
         """Nobody waits any more.  False: too late, it is done."""
@@ -111,6 +116,8 @@ class _Task:
                 self.owner.handed_over = True
             return True
 
+
+_UNDOING = _Task(lambda: None, (), None, None)
 
 #: Is told of threads in use, all threads, percentage in use, percentage from which on that is told.
 Report = Callable[[int, int, float, int], object]
@@ -281,10 +288,35 @@ class Guard:
                 f"{what}{where} timed out after {self.timeout:g} s; check the health of the storage and its network",
                 path=path,
             )
-        if task.error is not None:
-            raise task.error
-        result: T = task.result
-        return result
+        failure, result = task.error, task.result
+        if failure is not None:
+            try:
+                raise failure
+            finally:
+                del failure, task  # they would be in a cycle with this frame, and keep all that the operation was given
+        return cast(T, result)
+
+    def release(self, owner: Owner, what: str) -> None:
+        """Have the owner of an operation that is over release what it holds, unless it was left behind.
+
+        Where that takes too long it is left to the thread that it hangs on, and where there is none, to one of its own.
+
+        :param what: for the log.
+        """
+        if owner.handed_over:
+            return
+        try:
+            self.call("cleaning up", owner.release, owner=owner)
+        except MemoryError:
+            owner.release()  # some has become free meanwhile; and what is published must not fail
+        except FastfsError as error:
+            LOG.warning("%s: %s", what, error)
+            if owner.handed_over:
+                return
+            try:
+                threading.Thread(target=owner.release, name="fastfs-release", daemon=True).start()
+            except RuntimeError:  # nor is there another one
+                owner.release()
 
     def _wait(self, task: _Task, busy_since: Callable[[], int] | None) -> bool:
         if busy_since is None:

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import errno
-import logging
 import os
 import threading
 from collections.abc import Callable
@@ -22,8 +21,6 @@ from fastfs.timeouts import Guard
 if TYPE_CHECKING:
     from fastfs.config import StoreConfig
     from fastfs.hashing import Hasher
-
-LOG = logging.getLogger(__name__)
 
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 
@@ -139,22 +136,7 @@ class Upload:
 
     def end(self) -> None:
         """Close and release everything; remove what is not published.  Never raises."""
-        if self.handed_over:
-            return
-        try:
-            self.guard.call("cleaning up", self.release, owner=self)
-        except MemoryError:
-            self.release()  # some has become free meanwhile; and what is published must not fail
-        except FastfsError as error:
-            LOG.warning("image %s: %s", self.image_id, error)
-            if not self.handed_over:  # there was no thread to be had in time
-                self._release_later()
-
-    def _release_later(self) -> None:
-        try:
-            threading.Thread(target=self.release, name="fastfs-release", daemon=True).start()
-        except RuntimeError:  # nor is there another one
-            self.release()
+        self.guard.release(self, f"image {self.image_id}")
 
     def release(self) -> None:
         """As `end`, on the calling thread; a thread that was left behind calls it when it is done."""
@@ -243,7 +225,7 @@ class Upload:
             self.progress(size)
 
     def _call(self, what: str, function: Callable[..., Any], *args: Any) -> Any:
-        path = self.directory.path if self.draft is not None else None
+        path = self.directory.path if self.draft is not None else self.directories.where
         try:
             return self.guard.call(f"{what} of image {self.image_id}", function, *args, path=path, owner=self)
         except FastfsError as error:

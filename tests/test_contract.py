@@ -1510,6 +1510,53 @@ def test_upload_that_timed_out_is_never_published(
         store.add("image", source())
 
 
+def test_a_copy_that_hangs_when_all_is_done(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, settle: Settle) -> None:
+    """It was told to be there, and stays."""
+    images, target = tmp_path / "images", tmp_path / "copy"
+    with Store(datadir=str(images), timeout=60, durability="none") as store:
+        url = store.add("image", HUNDRED).url
+        before = descriptors()
+        gate = Gate(fastfs.reader.GuardedFile.close)
+        monkeypatch.setattr(fastfs.reader.GuardedFile, "close", lambda reader: gate(reader))
+        with impatient(store._guard, 1):
+            assert store.copy_to(url, target) == len(HUNDRED)
+        settle(store, gate)
+        assert target.read_bytes() == HUNDRED
+        assert descriptors() == before
+
+
+def test_a_listing_that_hangs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, settle: Settle) -> None:
+    """The directory is read on another thread: it must not be closed by this one meanwhile (closedir(3))."""
+
+    class Entries:
+        def __init__(self, path: str) -> None:
+            self.real = scandir(path)
+            self.reading = False
+
+        def __iter__(self) -> Iterator[os.DirEntry[str]]:
+            self.reading = True
+            gate()
+            yield from self.real
+            self.reading = False
+
+        def close(self) -> None:
+            closed.append(self.reading)
+            self.real.close()
+
+    scandir, gate = os.scandir, Gate(lambda: None)
+    closed: list[bool] = []
+    with Store(datadir=str(tmp_path), timeout=60) as store:
+        store.add("image", HUNDRED)
+        before = descriptors()
+        monkeypatch.setattr(os, "scandir", Entries)
+        with impatient(store._guard), pytest.raises(fastfs.TimeoutError):
+            list(store.images())
+        settle(store, gate)
+        assert closed == [False]
+        monkeypatch.undo()
+        assert descriptors() == before
+
+
 def test_upload_that_timed_out_in_its_last_moment(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, settle: Settle
 ) -> None:

@@ -229,8 +229,7 @@ class Scrub:
             there = {candidate.name for candidate in found}
             for name in self.images:
                 if name not in there:
-                    where = ", ".join(directory.path for directory in directories)
-                    raise NotFound(f"no image {name} in {where}", image_id=name)
+                    raise NotFound(f"no image {name} in {self.store.datadirs.where}", image_id=name)
         self.summary.images = len(found)
         self.summary.resumed = sum(candidate.done for candidate in found)
         found = sorted(candidate for candidate in found if not candidate.done)

@@ -400,6 +400,56 @@ class Raw(Plain):
         self.store(name, self.pieces(file))
 
 
+# -- what hangs ---------------------------------------------------------------------------------------------------
+
+
+class Timed(Plain):
+    """Stores on another thread, which is left behind when it takes too long, and then removes what it has stored."""
+
+    def __init__(self, *, timeout: float, **options: Any) -> None:
+        super().__init__(**options)
+        self.timeout = timeout
+
+    def add(self, name: str, file: Any, size: int | None = None) -> None:
+        import fastfs
+
+        done, lock, given_up = threading.Event(), threading.Lock(), threading.Event()
+        errors: list[BaseException] = []
+
+        def work() -> None:
+            try:
+                super(Timed, self).add(name, file, size)
+            except BaseException as error:
+                errors.append(error)
+            with lock:
+                done.set()
+            if given_up.is_set() and not errors:
+                self.take_back(name)
+
+        threading.Thread(target=work, daemon=True).start()
+        done.wait(self.timeout)
+        with lock:
+            if not done.is_set():
+                given_up.set()
+                raise fastfs.TimeoutError("it hangs", path=self.datadir)
+        if errors:
+            raise errors[0]
+
+    def take_back(self, name: str) -> None:
+        os.unlink(f"{self.datadir}/{name}")
+
+
+class Belated(Timed):
+    """Publishes what it was left behind with."""
+
+    def take_back(self, name: str) -> None:
+        pass
+
+
+class Patient(Plain):
+    """Has no time limit."""
+
+
 # -- power cuts ---------------------------------------------------------------------------------------------------
 
 
@@ -467,6 +517,8 @@ BROKEN = [
     Broken(SwallowsFull, "error", "partial"),
     Broken(SwallowsSync, "error", "swallowed"),
     Broken(SwallowsClose, "error", "swallowed"),
+    Broken(Belated, "hang", "published"),
+    Broken(Patient, "hang", "unclear", most=2),
     Broken(RetriesSync, "error", "order"),
     Broken(Untidy, "error", "remains"),
     Broken(StaysVisible, "error", "published"),
@@ -490,7 +542,12 @@ def no_group_sync(**options: Any) -> Any:
     return real(**options)
 
 
-WRITERS: dict[str, Callable[..., Any]] = {"fastfs": real, "Plain": Plain, "no_group_sync": no_group_sync}
+WRITERS: dict[str, Callable[..., Any]] = {
+    "fastfs": real,
+    "Plain": Plain,
+    "Timed": Timed,
+    "no_group_sync": no_group_sync,
+}
 #: These a power cut must find out, on a real file system.
 LOSING = {NoSync: "partial", InPlace: "partial", NoDirectorySync: "lost", DirectoryFirst: "lost"}
 WRITERS["CheckThenOpen"] = CheckThenOpen

@@ -67,6 +67,8 @@ class Place:
     #: Memory shared with the process that checks: names acknowledged, a byte each, in the order of `names`.
     acks: Any
     names: list[str]
+    #: Called when the operation is over.
+    over: Callable[[], object] = lambda: None
     #: How many calls had been made at each acknowledgement.
     acknowledged_at: dict[str, int] = field(default_factory=dict)
 
@@ -104,6 +106,7 @@ class Place:
             yield
         finally:
             self.shim.disarm()
+            self.over()
 
     def acknowledge(self, name: str = IMAGE) -> None:
         """From now on the operation on this image counts as done."""
@@ -206,8 +209,13 @@ def source(kind: str, data: bytes, place: Place) -> Iterator[Any]:
             with open(path, "rb") as file:
                 yield file
         else:
-            with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ) as mapped:
+            with open(path, "rb") as file:
+                mapped = mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ)
+            try:
                 yield mapped
+            finally:
+                with contextlib.suppress(BufferError):  # what was given up has it, or the exception that tells so
+                    mapped.close()
     elif kind == "pipe":
         near, far = os.pipe()
         fcntl.fcntl(far, fcntl.F_SETPIPE_SZ, 1024 * 1024)

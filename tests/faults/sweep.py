@@ -2,6 +2,7 @@
 
     python tests/faults/sweep.py crash --most 2400        # SIGKILL before, after and half-way through each call
     python tests/faults/sweep.py error                    # each errno, once and from then on; short calls; EINTR
+    python tests/faults/sweep.py hang                     # the call hangs, and with it all later ones or none
     python tests/faults/sweep.py order                    # the order of calls, without faults
 
 First each scenario runs once to count its calls; then once per point.  `--most` takes that many points, spread
@@ -43,6 +44,10 @@ ACKS = 64
 ANSWER = 256 * 1024
 #: A case takes milliseconds; one that takes this long hangs.
 LIMIT_SECONDS = 60
+#: The option `timeout` where a call hangs; and when such a call is let go because nobody has given it up.
+HANG_SECONDS, STUCK_SECONDS = 0.2, 15
+#: Whatever goes through a store with a time limit.
+LIMITED = re.compile("(add|get|delete|copy|look|sweep|start)")
 
 _SPACE = (
     "open",
@@ -105,7 +110,9 @@ class Point(NamedTuple):
     def __str__(self) -> str:
         what = self.when.name.lower()
         if self.error:
-            what += f" {errno.errorcode[self.error]}{' from then on' if self.sticky else ''}"
+            what += f" {errno.errorcode[self.error]}"
+        if self.sticky:
+            what += " from then on"
         return f"{self.scenario.name}: {what} at call {self.number}, {self.function}"
 
 
@@ -130,7 +137,7 @@ class Runner:
     def __init__(self, writer: str = "fastfs") -> None:
         self.shim = Shim()
         self.shim.renew()
-        self.maker = broken.WRITERS[writer]
+        self.maker = self._writer = broken.WRITERS[writer]
         self.base = Path(tempfile.mkdtemp(prefix="fastfs-faults-", dir=memory_directory()))
         self.locks: list[int] = []  # those of writers that live
         self.shared = mmap.mmap(-1, ACKS + ANSWER)
@@ -138,6 +145,14 @@ class Runner:
         for name in ("images", "other"):
             self.shim.watch(str(self.base / name), STORE)
         self.shim.watch(str(self.base / "outside"), SOURCE)
+
+    def give_up_after(self, seconds: float) -> None:
+        """The time limit of all stores that scenarios make from now on."""
+
+        def limited(**options: Any) -> Any:
+            return self._writer(**{**options, "timeout": seconds})
+
+        self.maker = limited
 
     def close(self) -> None:
         shutil.rmtree(self.base, ignore_errors=True)
@@ -168,6 +183,8 @@ class Runner:
         """One case; its directories stay until the next one."""
         self.lay_out(scenario)
         place = self.place(scenario, plan or Plan())
+        if re.search("pipe|socket|mmap", scenario.name):
+            place.over = self.shim.release  # the source cannot be closed before what hangs has let go of it
         self.shared[:] = bytes(len(self.shared))
         self.shim.arm()  # clears the counters
         self.shim.disarm()
@@ -175,7 +192,7 @@ class Runner:
         child = os.fork()
         if child == 0:
             try:
-                self._child(scenario, place)
+                self._child(scenario, place, plan is not None and plan.when == When.HANG)
             finally:
                 os._exit(98)
         _, status = os.waitpid(child, 0)
@@ -188,16 +205,24 @@ class Runner:
             raise RuntimeError(f"{scenario.name}: the child ended with {status}")
         return Outcome(os.WTERMSIG(status) if os.WIFSIGNALED(status) else 0, acked, answer, self.shim.calls())
 
-    def _child(self, scenario: Scenario, place: Place) -> None:
+    def _child(self, scenario: Scenario, place: Place, hangs: bool) -> None:
         signal.alarm(LIMIT_SECONDS)
         logging.disable()
         descriptors, threads = open_descriptors(), threading.active_count()
         answer: dict[str, Any] = {"error": None}
+        let_go = threading.Timer(STUCK_SECONDS, self.shim.release)
+        if hangs:
+            let_go.start()
         try:
             scenario.run(place)
         except BaseException as error:
             self.shim.disarm()
             answer = describe(error)
+        if hangs:
+            answer["stuck"] = let_go.finished.is_set()
+            let_go.cancel()
+            let_go.join()
+            self.shim.release()
         until = time.monotonic() + 10
         while threading.active_count() > threads and time.monotonic() < until:
             time.sleep(0.001)  # those that end by themselves, such as the one that releases an upload
@@ -259,6 +284,42 @@ def describe(error: BaseException) -> dict[str, Any]:
     }
 
 
+def hang(runner: Runner, point: Point, tally: Tally) -> None:
+    """A call hangs until whoever waits for it has given up, and goes on then."""
+    scenario, shim = point.scenario, runner.shim
+    runner.give_up_after(HANG_SECONDS)
+    mask = shim.mask([name for name in shim.functions if name != "mark"]) if point.sticky else 0
+    outcome = runner.run(scenario, Plan(at=point.number, when=point.when, mask=mask))
+    runner.give_up_after(LIMIT_SECONDS)
+    if outcome.signal:
+        tally.note(point, [f"unclear: ended by signal {outcome.signal}"])
+        return
+    struck = [call for call in outcome.calls if call.hit]
+    if not struck or struck[0].function != point.function:  # of a stream it may be a read, which has no limit
+        tally.cases["missed"] += 1
+        return
+    tally.cases["hang"] += 1
+    answer = outcome.answer
+    failed = answer["error"] is not None
+    if answer["stuck"]:
+        tally.note(point, ["unclear: it is not under the time limit"])
+    if failed and answer["error"] != scenario.raises and not (answer["error"] == "TimeoutError" and answer["ours"]):
+        tally.note(point, [f"unclear: {answer['error']}: {answer['message']}"])
+    elif failed and answer["ours"] and not answer["path"]:
+        tally.note(point, [f"unclear: {answer['error']} without a path: {answer['message']}"])
+    tally.note(point, checks.leaks(answer))
+    if scenario.kind not in ("sweep", "start"):
+        tally.note(point, checks.after_sweep(scenario, runner.base))
+    acked = outcome.acked
+    if not failed and not scenario.remains and not scenario.raises and scenario.after != scenario.before:
+        acked = list({**scenario.before, **scenario.after})
+    tally.note(point, checks.state(scenario, runner.base, acked, failed))
+    runner.restart(scenario)
+    tally.note(point, checks.records(scenario, runner.verdicts(), runner.base))
+    tally.note(point, checks.after_sweep(scenario, runner.base))
+    tally.note(point, checks.state(scenario, runner.base, acked, failed))
+
+
 # -- points -------------------------------------------------------------------------------------------------------
 
 
@@ -293,6 +354,13 @@ def error_points(scenario: Scenario, calls: Sequence[Call]) -> Iterator[Point]:
             yield Point(scenario, call.number, When.ERROR, errno.EINTR, function=call.function)
         if call.function in _TRANSFERS and call.length > 1:
             yield Point(scenario, call.number, When.SHORT, function=call.function)
+
+
+def hang_points(scenario: Scenario, calls: Sequence[Call]) -> Iterator[Point]:
+    for call in calls:
+        if call.kind == STORE and call.function not in ("mark", "dup"):  # dup(2) asks no file system
+            for sticky in (False, True):
+                yield Point(scenario, call.number, When.HANG, sticky=sticky, function=call.function)
 
 
 def spread(points: Iterable[Point], most: int, seed: int = 0) -> list[Point]:
@@ -401,8 +469,9 @@ def in_order(runner: Runner, scenario: Scenario, tally: Tally) -> Outcome:
 POINTS: dict[str, Callable[[Scenario, Sequence[Call]], Iterator[Point]]] = {
     "crash": crash_points,
     "error": error_points,
+    "hang": hang_points,
 }
-STRIKE: dict[str, Callable[[Runner, Point, Tally], None]] = {"crash": crash, "error": fail}
+STRIKE: dict[str, Callable[[Runner, Point, Tally], None]] = {"crash": crash, "error": fail, "hang": hang}
 
 
 # -- many processes --------------------------------------------------------------------------------------------------
@@ -438,15 +507,17 @@ def shared_out(workers: int, work: Callable[[int], Any]) -> list[Any]:
     return answers
 
 
-def with_runner(writer: str, function: Callable[[Runner], Any]) -> Any:
+def with_runner(writer: str, kind: str, function: Callable[[Runner], Any]) -> Any:
     runner = Runner(writer)
+    if kind == "hang":
+        runner.give_up_after(LIMIT_SECONDS)
     try:
         return function(runner)
     finally:
         runner.close()
 
 
-def record(chosen: list[Scenario], writer: str, workers: int) -> tuple[Tally, list[list[Call]]]:
+def record(kind: str, chosen: list[Scenario], writer: str, workers: int) -> tuple[Tally, list[list[Call]]]:
     """The calls of each scenario."""
 
     def work(number: int) -> Any:
@@ -456,7 +527,7 @@ def record(chosen: list[Scenario], writer: str, workers: int) -> tuple[Tally, li
                 found.append(in_order(runner, scenario, tally).calls)
             return [tally.cases, tally.problems, found]
 
-        return with_runner(writer, with_it)
+        return with_runner(writer, kind, with_it)
 
     answers = shared_out(workers, work)
     total = Tally()
@@ -477,7 +548,7 @@ def strike(kind: str, points: list[Point], writer: str, workers: int) -> Tally:
                 STRIKE[kind](runner, point, tally)
             return [tally.cases, tally.problems]
 
-        return with_runner(writer, with_it)
+        return with_runner(writer, kind, with_it)
 
     total = Tally()
     for cases, problems in shared_out(workers, work):
@@ -499,7 +570,7 @@ def warm_up() -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser()
-    parser.add_argument("kind", choices=["order", "crash", "error"])
+    parser.add_argument("kind", choices=["order", *POINTS])
     parser.add_argument("--most", type=int, help="points; default: all")
     parser.add_argument(
         "--part", default="1/1", help="K/N: of N equal parts of the points that one, for hours in turns"
@@ -516,7 +587,9 @@ def main() -> None:
 
     started = time.monotonic()
     chosen = [s for s in scenarios.scenarios() if re.search(arguments.only, s.name)]
-    tally, calls = record(chosen, arguments.writer, arguments.workers)
+    if arguments.kind == "hang":
+        chosen = [s for s in chosen if LIMITED.match(s.kind)]
+    tally, calls = record(arguments.kind, chosen, arguments.writer, arguments.workers)
     found = 0
     if arguments.kind != "order":
         every = [

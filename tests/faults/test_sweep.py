@@ -15,6 +15,7 @@ from shim import HERE
 
 CRASH_POINTS = 2400
 ERROR_POINTS = 2400
+HANG_POINTS = 400
 
 
 @lru_cache
@@ -47,6 +48,10 @@ def test_every_call_fails() -> None:
     assert cases["eintr"] > 100
 
 
+def test_every_call_hangs() -> None:
+    assert ours("hang", HANG_POINTS)["cases"]["hang"] >= HANG_POINTS * 0.9
+
+
 PLAIN = "^(add (file|bytes|read|iterator) (0|4K|300K) (none|file|full) hidden|delete full)$"
 
 
@@ -55,6 +60,12 @@ def test_a_plain_writer_passes(kind: str) -> None:
     answer = sweep(kind, "--most", "300", "--writer", "Plain", "--only", PLAIN)
     assert answer["problems"] == []
     assert answer["cases"]["order"] > 35
+
+
+def test_a_timed_writer_passes() -> None:
+    answer = sweep("hang", "--most", "60", "--writer", "Timed", "--only", "^add (file|bytes) 300K full hidden$")
+    assert answer["problems"] == []
+    assert answer["cases"]["hang"] > 40
 
 
 @pytest.mark.parametrize("item", BROKEN, ids=lambda item: f"{item.maker.__name__}-{item.sweep}-{item.only.split()[0]}")

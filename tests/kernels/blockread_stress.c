@@ -45,6 +45,12 @@ static void offer(struct reader *r, unsigned offered)
     }
 }
 
+static void give_back(int last)
+{
+    if (last >= 0)
+        close(last);
+}
+
 static void read_through(const unsigned char *content, unsigned blocks, unsigned *random, unsigned seed, int fd)
 {
     struct reader r = { .set = 0 };
@@ -57,7 +63,7 @@ static void read_through(const unsigned char *content, unsigned blocks, unsigned
             blockread_forget(r.blocks);
             at = first = chance * 7;
         } else if (chance == 4) {
-            serve_file_close(&r.file);
+            give_back(serve_file_close(&r.file));
             closed = true;
         } else if (chance < 9) {
             usleep(chance * 20);
@@ -83,7 +89,7 @@ static void read_through(const unsigned char *content, unsigned blocks, unsigned
             complain("bytes", seed);
     }
     blockread_free(r.blocks);
-    serve_file_close(&r.file);
+    give_back(serve_file_close(&r.file));
     if (fcntl(fd, F_GETFD) >= 0)
         complain("the descriptor is open", seed);
 }
