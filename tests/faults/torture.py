@@ -56,6 +56,7 @@ def proofs(long: bool, seconds: int) -> Iterator[Proof]:
         ("error", "short", "eintr"),
         1000,
     )
+    yield Proof("hanging calls", script("sweep", "hang", *([] if long else ["--most", 400])), ("hang",), 360)
     for filesystem, few, many in (("ext4", 500, 10_000), ("xfs", 50, 1000), ("btrfs", 50, 1000)):
         states = many if long else few
         command = script("powercut", filesystem, "--states", states)
