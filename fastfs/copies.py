@@ -63,6 +63,10 @@ class Copy:
         self.acknowledged = False
         self._busy_since = 0
 
+    @property
+    def what(self) -> str:
+        return f"copy {self.path}"
+
     def busy_since(self) -> int:
         """``time.monotonic_ns()`` when the step began that is under way; 0: none is."""
         return self._busy_since

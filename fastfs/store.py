@@ -439,7 +439,7 @@ class Store:
                 raise
             raise copy.translated(error) from error
         finally:
-            self._guard.release(copy, f"copy {copy.path}")
+            self._guard.release(copy)
         return size
 
     def get_size(self, location: object, context: object = None) -> int:
@@ -543,7 +543,7 @@ class Store:
                 while batch := self._reading(directory.path, listing.following, owner=listing):
                     yield from batch
             finally:
-                self._guard.release(listing, directory.path)
+                self._guard.release(listing)
 
     def usage(self) -> list[DatadirUsage]:
         """The space of each data directory, the highest priority first."""
@@ -733,6 +733,10 @@ class _Listing:
         self.directory = directory
         self.entries: Any = None
         self.handed_over = False
+
+    @property
+    def what(self) -> str:
+        return self.directory.path
 
     def following(self) -> list[ImageInfo]:
         """The next images; none at the end."""

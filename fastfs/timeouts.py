@@ -38,6 +38,10 @@ class Owner(Protocol):
     #: True once an operation was left behind: `release` is then the business of its thread.
     handed_over: bool
 
+    @property
+    def what(self) -> str:
+        """For the log."""
+
     def release(self) -> None:
         """Undo and close everything."""
 
@@ -296,12 +300,10 @@ class Guard:
                 del failure, task  # they would be in a cycle with this frame, and keep all that the operation was given
         return cast(T, result)
 
-    def release(self, owner: Owner, what: str) -> None:
+    def release(self, owner: Owner) -> None:
         """Have the owner of an operation that is over release what it holds, unless it was left behind.
 
         Where that takes too long it is left to the thread that it hangs on, and where there is none, to one of its own.
-
-        :param what: for the log.
         """
         if owner.handed_over:
             return
@@ -310,7 +312,7 @@ class Guard:
         except MemoryError:
             owner.release()  # some has become free meanwhile; and what is published must not fail
         except FastfsError as error:
-            LOG.warning("%s: %s", what, error)
+            LOG.warning("%s: %s", owner.what, error)
             if owner.handed_over:
                 return
             try:

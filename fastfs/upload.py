@@ -87,6 +87,10 @@ class Upload:
         self._acknowledged = False
         self._release_lock = threading.Lock()
 
+    @property
+    def what(self) -> str:
+        return f"image {self.image_id}"
+
     # -- the steps ------------------------------------------------------------------------------------------
 
     def start(self, source: Source) -> None:
@@ -136,7 +140,7 @@ class Upload:
 
     def end(self) -> None:
         """Close and release everything; remove what is not published.  Never raises."""
-        self.guard.release(self, f"image {self.image_id}")
+        self.guard.release(self)
 
     def release(self) -> None:
         """As `end`, on the calling thread; a thread that was left behind calls it when it is done."""
