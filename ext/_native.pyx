@@ -1326,8 +1326,10 @@ cdef class FileRange:
         cdef int err = serve_file_claim(&self.file)
         give_back(serve_file_close(&self.file))
         if err == 0:  # otherwise a thread may be reading into this memory
-            self.drop()
-            give_back(serve_file_unclaim(&self.file))
+            try:
+                self.drop()
+            finally:
+                give_back(serve_file_unclaim(&self.file))
 
     cdef int drop(self) except -1:
         """Let go of all memory."""

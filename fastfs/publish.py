@@ -166,9 +166,13 @@ class Draft:
         """Give the file, which has a hidden name, its own, whatever had that before."""
         checkpoint()
         assert self.hidden is not None
-        os.replace(self.hidden, self.name, src_dir_fd=self._top, dst_dir_fd=self._top)
+        self._linked = True  # as in `link`
+        try:
+            os.replace(self.hidden, self.name, src_dir_fd=self._top, dst_dir_fd=self._top)
+        except FileNotFoundError:
+            if not self._has_name():
+                raise
         self.hidden = None
-        self._linked = True
 
     @property
     def directory_fd(self) -> int:

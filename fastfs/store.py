@@ -3,11 +3,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import os
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import suppress
-from functools import partial
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -31,7 +31,7 @@ from fastfs.exceptions import (
 )
 from fastfs.ingest import Outcome
 from fastfs.location import SCHEMES, Location, check_image_id
-from fastfs.reader import ChunkedFile, GuardedFile, close_in_time
+from fastfs.reader import ChunkedFile, GuardedFile
 from fastfs.sources import open_source, small_object
 from fastfs.upload import AddResult, Upload
 from fastfs.verified import VerifiedFile, check_usable
@@ -372,27 +372,27 @@ class Store:
 
     def _verified(self, path: str, offset: int, chunk_size: int | None, views: bool) -> tuple[VerifiedFile, int]:
         call = self._guarded_read(path) if self.config.timeout else timeouts.direct
-        fd, size, attached = opened = self._reading(path, self._open_with_record, path, undo=_close_both)
+        opened: _Opened = self._reading(path, self._open_with_record, path, undo=_Opened.release)
         try:
-            name = self.datadirs.locate(path)[1].rpartition("/")[2]
-            check_usable(path, name, size, attached)
-            length = _length(size, offset, chunk_size)
+            name, attached = opened.name, opened.attached
+            check_usable(path, name, opened.size, attached)
+            length = _length(opened.size, offset, chunk_size)
             piece = self.config.chunk_size
-            opened = -1, size, attached  # the reader's from here on, even if it cannot be made
+            fd, opened.fd = opened.fd, -1  # the reader's from here on, even if it cannot be made
             return VerifiedFile(
                 fd, path, offset, length, piece, image_id=name, attached=attached, call=call, views=views
             ), length
         except BaseException as error:
-            close_in_time(call, partial(_close_both, opened), path)
+            self._guard.release(opened)
             if isinstance(error, OSError) and not isinstance(error, FastfsError):
                 raise from_oserror(error, "read", path=path) from error
             raise
 
-    def _open_with_record(self, path: str) -> tuple[int, int, sidecar.Attached]:
+    def _open_with_record(self, path: str) -> _Opened:
         fd, size = self.datadirs.open_file(path)
         try:
             with self.datadirs.parent(path) as (top, name):
-                return fd, size, sidecar.find(top, name, fd)
+                return _Opened(path, name, fd, size, sidecar.find(top, name, fd))
         except BaseException:
             close_quietly(fd)
             raise
@@ -532,7 +532,7 @@ class Store:
             if str(image).startswith(SCHEMES):
                 raise
             path = Location.of(self.find(image)).path
-        directory, name = self.datadirs.locate(path)
+        directory, name = self._reading(path, self.datadirs.locate, path)
         return _info(directory, name, self._reading(path, self.datadirs.stat, path))
 
     def images(self) -> Iterator[ImageInfo]:
@@ -688,11 +688,22 @@ def _close_first(opened: tuple[int, int]) -> None:
     os.close(opened[0])
 
 
-def _close_both(opened: tuple[int, int, sidecar.Attached]) -> None:
-    fd, _, attached = opened
-    if fd >= 0:
-        close_quietly(fd)
-    attached.close()
+@dataclasses.dataclass
+class _Opened:
+    """An image and its record, until there is a reader for them."""
+
+    what: str
+    name: str
+    fd: int
+    size: int
+    attached: sidecar.Attached
+    handed_over: bool = False
+
+    def release(self) -> None:
+        fd, self.fd = self.fd, -1
+        if fd >= 0:
+            close_quietly(fd)
+        self.attached.close()
 
 
 def _length(size: int, offset: int, most: int | None) -> int:

@@ -15,6 +15,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from queue import SimpleQueue
 from typing import Any, Protocol, TypeVar, cast
 
@@ -43,7 +44,7 @@ class Owner(Protocol):
         """For the log."""
 
     def release(self) -> None:
-        """Undo and close everything."""
+        """Undo and close everything.  May be repeated, but not by two threads at once."""
 
 
 class Abandoned(BaseException):
@@ -186,8 +187,11 @@ class _Pool:
         """Percentage of the threads in use, those left behind included."""
         return 100 * self.active / self.size
 
-    def submit(self, task: _Task) -> None:
-        """Run a task; the caller has one of the `slots`, so a thread is free for it or may be started."""
+    def submit(self, task: _Task) -> bool:
+        """Run a task; the caller has one of the `slots`, so a thread is free for it or may be started.
+
+        :return: it is time to warn.
+        """
         with self.lock:
             self.active += 1
             try:
@@ -195,14 +199,16 @@ class _Pool:
                     worker = _Worker(self, self.tasks)
                     worker.start()
                     self.workers.append(worker)
+                warn = self.usage >= self.threshold and not self.warned
+                self.warned = self.usage >= self.threshold
+                self.tasks.put(task)
             except BaseException:
                 self.finished()
                 raise
-            warn = self.usage >= self.threshold and not self.warned
-            self.warned = self.usage >= self.threshold
-            self.tasks.put(task)
-        if warn:
-            self.report(self.active, self.size, self.usage, self.threshold)
+        return warn
+
+    def warn(self) -> None:
+        self.report(self.active, self.size, self.usage, self.threshold)
 
     def finished(self) -> None:
         """A thread is free again."""
@@ -275,7 +281,7 @@ class Guard:
             )
         task = _Task(function, args, owner, undo)
         try:
-            pool.submit(task)
+            crowded = pool.submit(task)
         except RuntimeError as error:
             raise StorageError(
                 f"{what}{where}: {error}; raise the limit of processes (ulimit -u), or set timeout=0",
@@ -283,9 +289,13 @@ class Guard:
                 errno=errno.EAGAIN,
             ) from error
         try:
+            if crowded:
+                pool.warn()
             finished = self._wait(task, busy_since)
         except BaseException:  # KeyboardInterrupt, for one
-            task.abandon()
+            if not task.abandon() and undo is not None and task.result is not None:
+                with suppress(OSError):
+                    undo(task.result)  # it is done, and nobody takes what came of it
             raise
         if not finished and task.abandon():
             raise TimeoutError(
@@ -293,6 +303,7 @@ class Guard:
                 path=path,
             )
         failure, result = task.error, task.result
+        task.error = None  # its traceback leads to the task
         if failure is not None:
             try:
                 raise failure
@@ -308,17 +319,26 @@ class Guard:
         if owner.handed_over:
             return
         try:
-            self.call("cleaning up", owner.release, owner=owner)
-        except MemoryError:
-            owner.release()  # some has become free meanwhile; and what is published must not fail
-        except FastfsError as error:
-            LOG.warning("%s: %s", owner.what, error)
-            if owner.handed_over:
-                return
-            try:
-                threading.Thread(target=owner.release, name="fastfs-release", daemon=True).start()
-            except RuntimeError:  # nor is there another one
+            if sys.is_finalizing():  # daemon threads run no more
                 owner.release()
+            else:
+                self.call("cleaning up", owner.release, owner=owner)
+        except MemoryError:
+            if not owner.handed_over:
+                owner.release()  # some has become free meanwhile; and what is published must not fail
+        except BaseException as error:
+            if not owner.handed_over:
+                self._release_apart(owner)
+            if not isinstance(error, FastfsError):
+                raise
+            LOG.warning("%s: %s", owner.what, error)
+
+    @staticmethod
+    def _release_apart(owner: Owner) -> None:
+        try:
+            threading.Thread(target=owner.release, name="fastfs-release", daemon=True).start()
+        except RuntimeError:  # nor is there another thread
+            owner.release()
 
     def _wait(self, task: _Task, busy_since: Callable[[], int] | None) -> bool:
         if busy_since is None:

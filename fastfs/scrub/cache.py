@@ -67,6 +67,7 @@ class Guest:
             if pages is None or 0 in pages:
                 break
             window += 1
+        self._look(window + 1)
         return min(most, (window + 1) * WINDOW)
 
     @cached_property

@@ -328,6 +328,8 @@ class Scrub:
         if executor is None or isinstance(executor, ThreadPoolExecutor):
             jobs = self.jobs or (executor and executor._max_workers) or self._default_jobs()
             pool = executor or stack.enter_context(ThreadPoolExecutor(jobs, thread_name_prefix="fastfs-scrub"))
+            if type(pool) is not ThreadPoolExecutor:
+                together.set()  # its `submit` may wait for somebody to begin
 
             def here(path: str, name: str, started: int) -> Future[Finding]:
                 return pool.submit(self._check, together, path, name, started)
