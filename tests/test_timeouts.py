@@ -3,9 +3,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import gc
 import os
+import subprocess
+import sys
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -243,3 +248,143 @@ def test_a_guard_that_outlives_the_modules_ends_quietly(monkeypatch: pytest.Monk
         patched.setattr(timeouts, "SimpleQueue", None)
         guard.__del__(lambda: True)
     guard.close()
+
+
+class Held:
+    """Something to be released, which takes a moment."""
+
+    what = "what is held"
+
+    def __init__(self) -> None:
+        self.handed_over = False
+        self.within = 0
+        self.most = 0
+        self.times = 0
+
+    def release(self) -> None:
+        self.within += 1
+        self.most = max(self.most, self.within)
+        time.sleep(0.3)
+        self.within -= 1
+        self.times += 1
+
+
+def test_released_by_one_thread_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """There is no memory to wait with, when another thread is at it already."""
+    guard, held = Guard(30, 2, 80), Held()
+
+    def wait(*_: object) -> bool:
+        assert settled(lambda: held.within, 1) == 1
+        raise MemoryError
+
+    monkeypatch.setattr(guard, "_wait", wait)
+    guard.release(held)
+    guard.close()
+    assert settled(lambda: held.times >= 1, True)
+    assert held.most == 1
+
+
+def test_released_although_all_threads_hang() -> None:
+    guard, held, gate = Guard(0.1, 1, 100), Held(), threading.Event()
+    with pytest.raises(fastfs.TimeoutError):
+        guard.call("hanging", gate.wait, 30)
+    guard.release(held)
+    assert settled(lambda: held.times, 1) == 1
+    gate.set()
+    guard.close()
+
+
+def test_a_result_in_the_moment_of_an_interrupt(monkeypatch: pytest.MonkeyPatch) -> None:
+    guard = Guard(30, 1, 80)
+    late: list[str] = []
+
+    def wait(task: Any, _: object) -> bool:
+        assert task.done.wait(30)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(guard, "_wait", wait)
+    with pytest.raises(KeyboardInterrupt):
+        guard.call("opening", lambda: "descriptor", undo=late.append)
+    guard.close()
+    assert late == ["descriptor"]
+
+
+@pytest.mark.parametrize("late", [False, True])
+def test_what_failed_keeps_nothing(late: bool) -> None:
+    """Neither the error nor the thread has what the operation was given, once the error is gone."""
+
+    class Given:
+        """Stands for a large buffer."""
+
+    gate = threading.Event()
+
+    def fail(given: Given) -> None:
+        assert gate.wait(30)
+        raise ValueError(str(given))
+
+    guard, given = Guard(0.1 if late else 30, 2, 80), Given()
+    there = weakref.ref(given)
+    gc.collect()
+    gc.disable()
+    try:
+        if not late:
+            gate.set()
+        with contextlib.suppress(ValueError, fastfs.TimeoutError):
+            guard.call("failing", fail, given)
+        del given
+        gate.set()
+        assert settled(lambda: there() is None, True)
+    finally:
+        gc.enable()
+        guard.close()
+
+
+def test_a_warning_that_fails() -> None:
+    """The operation goes on, and knows that nobody waits for it."""
+
+    def report(*_: object) -> None:
+        raise MemoryError
+
+    guard, held, gate = Guard(30, 1, 80, report), Held(), threading.Event()
+    with pytest.raises(MemoryError):
+        guard.call("hanging", gate.wait, 30, owner=held)
+    assert held.handed_over
+    gate.set()
+    assert settled(lambda: held.times, 1) == 1
+    guard.close()
+
+
+def test_the_interpreter_ends_with_a_listing_open(tmp_path: Path) -> None:
+    """Threads run no more then: nobody waits for one."""
+    with Store(datadir=str(tmp_path), durability="none") as store:
+        for number in range(3):
+            store.add(str(number), b"x")
+    code = (
+        "import sys, time, fastfs\n"
+        "store = fastfs.Store(datadir=sys.argv[1], timeout=300)\n"
+        "listing = store.images()\n"
+        "next(listing)\n"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=200)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_verified_get_without_a_thread_to_close(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """There is no record, and all threads hang by now: the descriptor is closed all the same."""
+    with Store(datadir=str(tmp_path), timeout=60, records="none") as store:
+        url = store.add("image", BIG).url
+        before = descriptors()
+        real, calls = store._guard.call, []
+
+        def call(what: str, *arguments: Any, **options: Any) -> Any:
+            calls.append(what)
+            if len(calls) > 1:
+                raise fastfs.TimeoutError("earlier operations still hang")
+            return real(what, *arguments, **options)
+
+        monkeypatch.setattr(store._guard, "call", call)
+        with pytest.raises(fastfs.Unverifiable):
+            store.get(url, verify=True)
+        assert len(calls) == 2
+        assert settled(descriptors, before) == before

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import random
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import filesystems
 import pytest
@@ -62,6 +64,30 @@ def test_what_is_there_stays(store: Store, tmp_path: Path) -> None:
     assert (tmp_path / "copy").read_bytes() == b"there"
     store.copy_to(url, tmp_path / "copy", replace=True)
     assert (tmp_path / "copy").read_bytes() == CONTENT
+
+
+@pytest.mark.parametrize("error", [errno.EIO, errno.ENOENT])
+def test_a_rename_whose_answer_is_lost(
+    error: int, store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was done: ENOENT is what a repeated call meets, anything else an error, after which nothing is there."""
+    url = store.add("image", CONTENT).url
+    target = tmp_path / "copy"
+    target.write_bytes(b"old")
+    real = os.replace
+
+    def replace(*arguments: Any, **options: Any) -> None:
+        real(*arguments, **options)
+        raise OSError(error, os.strerror(error))
+
+    monkeypatch.setattr(os, "replace", replace)
+    if error == errno.ENOENT:
+        assert store.copy_to(url, target, replace=True) == len(CONTENT)
+        assert target.read_bytes() == CONTENT
+    else:
+        with pytest.raises(fastfs.StorageError):
+            store.copy_to(url, target, replace=True)
+        assert os.listdir(tmp_path) == ["images"]
 
 
 @pytest.mark.parametrize("kind", ["directory", "fifo"])
