@@ -247,8 +247,10 @@ class ChunkedFile(_native.FileRange):
         """`sendfile` through the running event loop; it may move the reader's position.
 
         :param transport: a transport or a stream writer (``loop.sendfile``), or a socket in non-blocking mode
-            (``loop.sock_sendfile``).  Where the loop has neither (uvloop): a stream writer or a socket, in pieces.
+            (``loop.sock_sendfile``).  In pieces where the loop has neither (uvloop), to TLS, and with a time limit or
+            compared with the record.
         :return: the bytes sent, all of them.
+        :raises ConnectionError: a transport was closed meanwhile.
         """
         start, count = self._within(offset, count)
         super().fileno()
@@ -257,13 +259,18 @@ class ChunkedFile(_native.FileRange):
         import asyncio
 
         loop = asyncio.get_running_loop()
-        file: Any = self if self._by_descriptor else _Unnumbered(self)
         try:
             if isinstance(transport, _socket.socket):
+                file: Any = self if self._by_descriptor else _Unnumbered(self)
                 done = await loop.sock_sendfile(cast(socket.socket, transport), file, start, count)
+            elif self._by_descriptor and transport.get_extra_info("sslcontext") is None:
+                # asyncio's own way without sendfile(2) reads into a buffer that its transports, from CPython 3.12 on,
+                # may not have sent yet: whoever receives slowly gets wrong bytes (seen with 3.12.1 and 3.13.0).
+                plain = getattr(transport, "transport", transport)
+                done = await loop.sendfile(plain, cast(Any, self), start, count, fallback=False)
             else:
-                done = await loop.sendfile(getattr(transport, "transport", transport), file, start, count)
-        except NotImplementedError:
+                done = await self._aput(transport, start, count)
+        except (NotImplementedError, asyncio.SendfileNotAvailableError):
             done = await self._aput(transport, start, count)
         if done < count:
             raise self._error(errno.ENODATA)
@@ -274,15 +281,16 @@ class ChunkedFile(_native.FileRange):
         import asyncio
 
         is_socket = isinstance(target, _socket.socket)
-        if not is_socket and not hasattr(target, "drain"):
-            raise NotImplementedError("this event loop has no sendfile; give a stream writer or a socket")
         with self._part(start, count) as part:
             async for piece in part:
                 if is_socket:
                     await asyncio.get_running_loop().sock_sendall(target, piece)
-                else:
-                    target.write(piece)
+                    continue
+                target.write(piece)
+                if hasattr(target, "drain"):
                     await target.drain()
+                else:
+                    await _drained(target)
         return count
 
     async def __aenter__(self) -> Self:
@@ -292,6 +300,19 @@ class ChunkedFile(_native.FileRange):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+async def _drained(transport: Any) -> None:
+    """Wait until a transport, whose protocol is somebody else's, has sent most of what it was given."""
+    import asyncio
+
+    nap = 0.001
+    while not transport.is_closing():
+        if transport.get_write_buffer_size() <= PIECE:
+            return
+        await asyncio.sleep(nap)
+        nap = min(2 * nap, 0.05)
+    raise ConnectionError("the transport was closed")
 
 
 class _Unnumbered:

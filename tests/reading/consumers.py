@@ -17,6 +17,7 @@ import ssl
 import subprocess
 import tempfile
 import threading
+import time
 from collections.abc import Callable, Coroutine, Iterator
 from pathlib import Path
 from typing import Any
@@ -204,10 +205,18 @@ def tcp_pair(address: str = "127.0.0.1") -> tuple[socket.socket, socket.socket]:
     return near, far
 
 
-def through(pair: Callable[[], Any], send: Callable[[ChunkedFile, Any], int | None]) -> Consumer:
+def through(
+    pair: Callable[[], Any], send: Callable[[ChunkedFile, Any], int | None], *, slowly: bool = False
+) -> Consumer:
     def consume(reader: ChunkedFile, meanwhile: Meanwhile, stop: bool) -> bytes:
         near, far = pair()
-        with reader, receiving(far.recv, far.close, meanwhile, stop) as got:
+
+        def receive(size: int) -> bytes:
+            if slowly:
+                time.sleep(0.0005)
+            return bytes(far.recv(size))
+
+        with reader, receiving(receive, far.close, meanwhile, stop) as got:
             try:
                 count = send(reader, near)
             finally:
@@ -400,6 +409,22 @@ def by_loop_transport(
     return run(send(), kind)
 
 
+def by_bare_transport(reader: ChunkedFile, near: Any) -> int:
+    """One whose protocol is not asyncio's."""
+
+    async def send() -> int:
+        loop = asyncio.get_running_loop()
+        transport, _ = await loop.create_connection(asyncio.Protocol, sock=near)
+        try:
+            return await reader.asendfile(transport)
+        finally:
+            transport.close()
+            while near.fileno() >= 0:
+                await asyncio.sleep(0.001)
+
+    return run(send(), asyncio.SelectorEventLoop)
+
+
 def _consumers() -> Iterator[tuple[str, Consumer]]:
     for function in (iterate, read_pieces, read_all, readinto, copyfileobj, wsgi_file_wrapper, async_for):
         yield function.__name__, function
@@ -414,6 +439,8 @@ def _consumers() -> Iterator[tuple[str, Consumer]]:
         yield f"{kind}, socket.sendfile", through(pair, by_standard_library)
         yield f"{kind}, loop.sock_sendfile", through(pair, by_loop_socket)
         yield f"{kind}, loop.sendfile", through(pair, by_loop_transport)
+        yield f"{kind}, loop.sendfile, slowly", through(pair, by_loop_transport, slowly=True)
+        yield f"{kind}, bare transport, slowly", through(pair, by_bare_transport, slowly=True)
     yield "unix, loop without sendfile", through(unix_pair, lambda reader, near: by_loop_socket(reader, near, Bare))
     yield "tcp, loop without sendfile", through(tcp_pair, lambda reader, near: by_loop_transport(reader, near, Bare))
     yield "pipe", through(pipe, by_descriptor)
