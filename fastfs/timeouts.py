@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from queue import SimpleQueue
-from typing import Any, Protocol, TypeVar, cast
+from typing import Any, Protocol, TypeVar
 
 from fastfs.exceptions import FastfsError, StorageError, TimeoutError
 
@@ -302,14 +302,14 @@ class Guard:
                 f"{what}{where} timed out after {self.timeout:g} s; check the health of the storage and its network",
                 path=path,
             )
-        failure, result = task.error, task.result
-        task.error = None  # its traceback leads to the task
-        if failure is not None:
+        if (failure := task.error) is not None:
+            task.error = None  # its traceback leads to the task, and to this frame: cycles would keep what was given
             try:
                 raise failure
             finally:
-                del failure, task  # they would be in a cycle with this frame, and keep all that the operation was given
-        return cast(T, result)
+                del failure
+        result: T = task.result
+        return result
 
     def release(self, owner: Owner) -> None:
         """Have the owner of an operation that is over release what it holds, unless it was left behind.

@@ -50,8 +50,7 @@ class Guest:
 
     def resident(self) -> bool:
         """All of the window that is being read is known to have been in the cache when it was begun."""
-        pages = self._before.get(self._window)
-        return pages is not None and 0 not in pages and self._told
+        return self._was_there(self._window)
 
     def resident_to(self, most: int) -> int:
         """The end of the windows, from the one that is being read on, that are `resident`; 0: none is.
@@ -60,15 +59,16 @@ class Guest:
         """
         if not self.resident():
             return 0
-        window = self._window
-        while (window + 1) * WINDOW < most:
-            self._look(window + 1)
-            pages = self._before.get(window + 1)
-            if pages is None or 0 in pages:
-                break
+        window = self._window + 1
+        while window * WINDOW < most and self._was_there(window):
             window += 1
-        self._look(window + 1)
-        return min(most, (window + 1) * WINDOW)
+        self._look(window)
+        return min(most, window * WINDOW)
+
+    def _was_there(self, window: int) -> bool:
+        self._look(window)
+        pages = self._before.get(window)
+        return pages is not None and 0 not in pages and self._told
 
     @cached_property
     def _told(self) -> bool:

@@ -290,7 +290,6 @@ def hang(runner: Runner, point: Point, tally: Tally) -> None:
     runner.give_up_after(HANG_SECONDS)
     mask = shim.mask([name for name in shim.functions if name != "mark"]) if point.sticky else 0
     outcome = runner.run(scenario, Plan(at=point.number, when=point.when, mask=mask))
-    runner.give_up_after(LIMIT_SECONDS)
     if outcome.signal:
         tally.note(point, [f"unclear: ended by signal {outcome.signal}"])
         return
@@ -307,17 +306,7 @@ def hang(runner: Runner, point: Point, tally: Tally) -> None:
         tally.note(point, [f"unclear: {answer['error']}: {answer['message']}"])
     elif failed and answer["ours"] and not answer["path"]:
         tally.note(point, [f"unclear: {answer['error']} without a path: {answer['message']}"])
-    tally.note(point, checks.leaks(answer))
-    if scenario.kind not in ("sweep", "start"):
-        tally.note(point, checks.after_sweep(scenario, runner.base))
-    acked = outcome.acked
-    if not failed and not scenario.remains and not scenario.raises and scenario.after != scenario.before:
-        acked = list({**scenario.before, **scenario.after})
-    tally.note(point, checks.state(scenario, runner.base, acked, failed))
-    runner.restart(scenario)
-    tally.note(point, checks.records(scenario, runner.verdicts(), runner.base))
-    tally.note(point, checks.after_sweep(scenario, runner.base))
-    tally.note(point, checks.state(scenario, runner.base, acked, failed))
+    aftermath(runner, point, tally, outcome, tidy=True)
 
 
 # -- points -------------------------------------------------------------------------------------------------------
@@ -434,12 +423,22 @@ def fail(runner: Runner, point: Point, tally: Tally) -> None:
         tally.note(point, [f"unclear: a short call made it fail: {outcome.answer['message']}"])
     elif failed or not (point.error == errno.EINTR or (point.when == When.LIE and point.error == errno.EEXIST)):
         tally.note(point, checks.told(scenario, outcome.calls, outcome.answer, point.error, point.sticky))
-    tally.note(point, checks.leaks(outcome.answer))
     tally.note(point, checks.order(scenario, outcome.calls, outcome.answer["acknowledged_at"]))
-    # Where nothing could be removed, the next start does it.
-    sweeping = scenario.kind in ("sweep", "start")
     irremovable = any(call.function in ("unlink", "fstat", "stat") for call in struck)
-    if not sweeping and not irremovable and not scenario.either:
+    aftermath(runner, point, tally, outcome, tidy=not irremovable and not scenario.either, irremovable=irremovable)
+
+
+def aftermath(
+    runner: Runner, point: Point, tally: Tally, outcome: Outcome, *, tidy: bool, irremovable: bool = False
+) -> None:
+    """What an operation has left that ended by itself, before the next start and after it.
+
+    :param tidy: nothing may be left already; otherwise, where it could not be removed, the next start does it.
+    """
+    scenario = point.scenario
+    failed = outcome.answer["error"] is not None
+    tally.note(point, checks.leaks(outcome.answer))
+    if tidy and scenario.kind not in ("sweep", "start"):
         tally.note(point, checks.after_sweep(scenario, runner.base))
     acked = outcome.acked
     if not failed and not scenario.remains and not scenario.raises and scenario.after != scenario.before:
@@ -507,10 +506,8 @@ def shared_out(workers: int, work: Callable[[int], Any]) -> list[Any]:
     return answers
 
 
-def with_runner(writer: str, kind: str, function: Callable[[Runner], Any]) -> Any:
+def with_runner(writer: str, function: Callable[[Runner], Any]) -> Any:
     runner = Runner(writer)
-    if kind == "hang":
-        runner.give_up_after(LIMIT_SECONDS)
     try:
         return function(runner)
     finally:
@@ -523,11 +520,13 @@ def record(kind: str, chosen: list[Scenario], writer: str, workers: int) -> tupl
     def work(number: int) -> Any:
         def with_it(runner: Runner) -> Any:
             tally, found = Tally(), []
+            if kind == "hang":
+                runner.give_up_after(LIMIT_SECONDS)
             for scenario in chosen[number::workers]:
                 found.append(in_order(runner, scenario, tally).calls)
             return [tally.cases, tally.problems, found]
 
-        return with_runner(writer, kind, with_it)
+        return with_runner(writer, with_it)
 
     answers = shared_out(workers, work)
     total = Tally()
@@ -548,7 +547,7 @@ def strike(kind: str, points: list[Point], writer: str, workers: int) -> Tally:
                 STRIKE[kind](runner, point, tally)
             return [tally.cases, tally.problems]
 
-        return with_runner(writer, kind, with_it)
+        return with_runner(writer, with_it)
 
     total = Tally()
     for cases, problems in shared_out(workers, work):
