@@ -330,6 +330,13 @@ def tls_pair() -> tuple[ssl.SSLSocket, ssl.SSLSocket]:
     return accepted[0], wrapped
 
 
+def tls_pair_to_be() -> tuple[socket.socket, ssl.SSLSocket]:
+    """The near end is still plain; the far one shakes hands when it receives."""
+    near, far = tcp_pair()
+    _, client = Certificate.contexts()
+    return near, client.wrap_socket(far, do_handshake_on_connect=False, suppress_ragged_eofs=True)
+
+
 def to_file(mode: str, buffering: int = -1, descriptor: bool = False) -> Consumer:
     def consume(reader: ChunkedFile, meanwhile: Meanwhile, stop: bool) -> bytes:
         with tempfile.TemporaryDirectory() as directory, reader:
@@ -409,12 +416,13 @@ def by_loop_transport(
     return run(send(), kind)
 
 
-def by_bare_transport(reader: ChunkedFile, near: Any) -> int:
+def by_bare_transport(reader: ChunkedFile, near: Any, tls: bool = False) -> int:
     """One whose protocol is not asyncio's."""
 
     async def send() -> int:
         loop = asyncio.get_running_loop()
-        transport, _ = await loop.create_connection(asyncio.Protocol, sock=near)
+        context = Certificate.contexts()[0] if tls else None
+        transport, _ = await loop.connect_accepted_socket(asyncio.Protocol, near, ssl=context)
         try:
             return await reader.asendfile(transport)
         finally:
@@ -445,6 +453,7 @@ def _consumers() -> Iterator[tuple[str, Consumer]]:
     yield "tcp, loop without sendfile", through(tcp_pair, lambda reader, near: by_loop_transport(reader, near, Bare))
     yield "pipe", through(pipe, by_descriptor)
     yield "tls", through(tls_pair, blocking)
+    yield "tls, transport", through(tls_pair_to_be, lambda reader, near: by_bare_transport(reader, near, tls=True))
     yield "file", to_file("wb")
     yield "file, update", to_file("w+b")
     yield "file, unbuffered", to_file("wb", 0)
