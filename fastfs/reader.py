@@ -30,6 +30,8 @@ Caller = Callable[..., Any]
 # What goes out through Python is handed over in pieces of this size.
 PIECE = 256 * 1024
 
+GONE = "the transport was closed, or its connection is lost"
+
 # Below this, two files do not begin to share blocks.
 CLONE_MIN = 64 * 1024
 # The offsets of shared blocks are multiples of this on every file system of note.
@@ -250,7 +252,7 @@ class ChunkedFile(_native.FileRange):
             (``loop.sock_sendfile``).  In pieces where the loop has neither (uvloop), to TLS, and with a time limit or
             compared with the record.
         :return: the bytes sent, all of them.
-        :raises ConnectionError: a transport was closed meanwhile.
+        :raises ConnectionError: a transport was closed, or its connection is lost.
         """
         start, count = self._within(offset, count)
         super().fileno()
@@ -267,6 +269,8 @@ class ChunkedFile(_native.FileRange):
                 # asyncio's own way without sendfile(2) reads into a buffer that its transports, from CPython 3.12 on,
                 # may not have sent yet: whoever receives slowly gets wrong bytes (seen with 3.12.1 and 3.13.0).
                 plain = getattr(transport, "transport", transport)
+                if plain.is_closing():  # RuntimeError to asyncio
+                    raise ConnectionError(GONE)
                 done = await loop.sendfile(plain, cast(Any, self), start, count, fallback=False)
             else:
                 done = await self._aput(transport, start, count)
@@ -306,13 +310,19 @@ async def _drained(transport: Any) -> None:
     """Wait until a transport, whose protocol is somebody else's, has sent most of what it was given."""
     import asyncio
 
-    nap = 0.001
-    while not transport.is_closing():
-        if transport.get_write_buffer_size() <= PIECE:
-            return
+    nap = 0.0  # the loop runs once in any case: a transport learns only from it that its connection is lost
+    while True:
         await asyncio.sleep(nap)
-        nap = min(2 * nap, 0.05)
-    raise ConnectionError("the transport was closed")
+        if transport.is_closing():
+            break
+        try:
+            left = transport.get_write_buffer_size()
+        except AttributeError:  # what TLS on CPython 3.10 has to say when its connection is lost: it is not "closing"
+            break
+        if left <= PIECE:
+            return
+        nap = min(max(0.001, 2 * nap), 0.05)
+    raise ConnectionError(GONE)
 
 
 class _Unnumbered:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import io
 import os
 import random
 import signal
 import socket
+import struct
 import tempfile
 import threading
 from collections.abc import Iterator
@@ -14,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from consumers import BUFFER, Stopped, tcp_pair, unix_pair
+from consumers import BUFFER, Certificate, Stopped, tcp_pair, unix_pair
 
 import fastfs
 from fastfs import Store, _native
@@ -195,6 +198,34 @@ def test_closed_by_another_thread(tmp_path: Path) -> None:
         assert (bytes(got), sent, reader.closed) == (CONTENT, [SIZE], True)
         near.close()
         far.close()
+
+
+@pytest.mark.parametrize("tls", [False, True], ids=["plain", "tls"])
+@pytest.mark.parametrize("kind", ["transport", "writer"])
+def test_connection_lost_before(kind: str, tls: bool, reader: fastfs.ChunkedFile) -> None:
+    """Told, whatever the loop calls it: RuntimeError of sendfile, AttributeError of TLS in CPython 3.10, or nothing."""
+    near, far = tcp_pair()
+    server, client = Certificate.contexts()
+
+    async def send() -> int:
+        loop = asyncio.get_running_loop()
+        stream = asyncio.StreamReader()
+        protocol = asyncio.StreamReaderProtocol(stream)
+        peer = loop.run_in_executor(None, client.wrap_socket, far) if tls else None
+        transport, _ = await loop.connect_accepted_socket(lambda: protocol, near, ssl=server if tls else None)
+        connection = await peer if peer else far
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        connection.close()  # a reset
+        with contextlib.suppress(ConnectionError):
+            await stream.read()
+        target: Any = transport if kind == "transport" else asyncio.StreamWriter(transport, protocol, stream, loop)
+        try:
+            return await reader.asendfile(target)
+        finally:
+            transport.close()
+
+    with pytest.raises(ConnectionError):
+        asyncio.run(send())
 
 
 def test_the_way_of_each_target(tmp_path: Path) -> None:
