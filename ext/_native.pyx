@@ -467,7 +467,7 @@ cdef class Pump:
         :param offset: where to read a seekable file (its position is not used); None: a stream.
         :param limit: take no more than this many bytes in this call; None: to the end.
         :param wait_ms: for descriptors in non-blocking mode: how long to wait for data; -1: for ever.
-        :param budget: return to the caller after about this many bytes.
+        :param budget: return to the caller after about this many bytes; a stream that shares lanes may go on to 64 MiB.
         :param hold: return as soon as the open block is full, before anything is done with it: look at it
             with `pending`, then `flush`.
         :return: ``(more, taken)``: False at the end of the source or at the limit; bytes taken.

@@ -30,6 +30,9 @@ enum {
     WINDOW_MOST = 64 * 1024 * 1024,
     /* Of fewer bytes no step is made for all lanes, unless a block ends with them. */
     STEP_LEAST = 4096,
+    /* A stream goes on for so many bytes, even if its caller wanted to be asked earlier: while it returns its lanes are
+     * empty.  16 files of 64 MiB are hashed in 0.96 of the time with 64 instead of 16 MiB. */
+    RIDE = 64 * 1024 * 1024,
     /* After so many bytes a stream makes way for one that waits; and so many it goes alone when it could not be driven. */
     TURN = 1024 * 1024,
     /* A block that takes longer to write, in ns, is no matter of memory. */
@@ -268,7 +271,7 @@ static void look_ahead(struct ride *r, size_t most, size_t unit)
     size_t some = room_ahead(r, unit);
     if (some > most - r->ahead)
         some = most - r->ahead;
-    if (some > 0 && window_fetch(w, from, from + (int64_t)(r->ahead + some), r->source_size, !r->in_memory))
+    if (some > 0 && (r->in_memory || window_resident(w, from, from + (int64_t)(r->ahead + some), r->source_size)))
         r->ahead += some;
 }
 
@@ -614,7 +617,7 @@ static bool is_near(int fd, struct stat *info, bool *in_memory)
     }
 }
 
-/* Will mincore(2) tell what is in the page cache?  It tells owners and those who may write; to others all is there. */
+/* Will the kernel tell what is in the page cache?  It tells owners and those who may write; to others all is there. */
 static bool may_ask(int fd, const struct stat *info)
 {
     char path[32];
@@ -643,7 +646,7 @@ static int read_with_others(struct crew *c, struct ride *own, uint64_t end)
             own->state = engine_lend(p->engine);
             if (own->state == NULL)
                 break;
-            own->budget = end - p->size;
+            own->budget = end - p->size < RIDE ? RIDE : end - p->size;
             int result = ride(c, own, cores);
             if (result >= 0 && p->fill == PUMP_BLOCK && (err = pump_flush(p)) < 0) /* it had not been hashed whole */
                 return err;

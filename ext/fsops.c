@@ -98,7 +98,7 @@ int fsops_rename(int dirfd, const char *from, const char *to)
 /* cachestat(2), Linux 6.5, which the C library does not know yet; one number on every architecture. */
 #define NR_CACHESTAT 451
 
-static bool all_resident(int fd, uint64_t offset, size_t len)
+bool fsops_all_resident(int fd, uint64_t offset, size_t len)
 {
     struct { uint64_t offset, len; } range = { offset, len };
     struct { uint64_t cached, dirty, writeback, evicted, recently_evicted; } stat = { 0 };
@@ -111,7 +111,7 @@ static bool all_resident(int fd, uint64_t offset, size_t len)
 int fsops_resident(int fd, uint64_t offset, size_t len, unsigned char *pages)
 {
     /* The usual case of a busy file; mincore looks at each page, and so takes a sixth of reading them. */
-    if (all_resident(fd, offset, len)) {
+    if (fsops_all_resident(fd, offset, len)) {
         memset(pages, 1, (len + PAGE_MIN - 1) / PAGE_MIN);
         return 0;
     }

@@ -72,6 +72,9 @@ enum {
 
 /* That of the file system of `fd`, or -errno. */
 int64_t fsops_kind(int fd);
+/* Are all pages of the `len` bytes from `offset` on (a multiple of the page size) in the page cache, or on their way into it
+ * from the disk?  False as well where the kernel does not tell: before Linux 6.5, or because it is somebody else's file. */
+bool fsops_all_resident(int fd, uint64_t offset, size_t len);
 /* Which pages of the `len` bytes from `offset` on (a multiple of the page size) are in the page cache: a byte
  * for each page (`pages` has room for one per 4096 bytes), its lowest bit set if it is.  A file that the caller may not write to is all there. */
 int fsops_resident(int fd, uint64_t offset, size_t len, unsigned char *pages);

@@ -2,7 +2,7 @@
  *
  * A part of a file as memory, to be looked at only: what is in the page cache need not be copied to be hashed.
  *
- * A mapping costs 0.01 ns a byte, where read(2) costs 0.12 (Intel Xeon with AVX-512, ext4 with large folios).  What it
+ * A mapping costs 0.01 to 0.05 ns a byte, where read(2) costs 0.12 (Intel Xeon, Zen 4; ext4 with large folios).  What it
  * shows is the file as long as `window_intact`; see busguard.h.
  */
 #ifndef FASTFS_WINDOW_H
@@ -15,7 +15,9 @@
 struct window {
     const unsigned char *memory; /* NULL: closed */
     int64_t begin, end;          /* of the file */
-    int64_t present;             /* what is before this has been fetched, or passed over */
+    int64_t present;             /* what is before this was in the page cache, or is passed over */
+    bool missed;                 /* a page was missing once */
+    int fd;
     int guard;
 };
 
@@ -25,9 +27,9 @@ bool window_allowed(void);
 /* `len` bytes, a multiple of the page size, from the page on that `offset` is in.  False: there is no such mapping. */
 bool window_open(struct window *w, int fd, int64_t offset, size_t len);
 
-/* Have all from `begin` to `end` mapped, and what follows before `most` if that is at hand.  `resident`: only what is in the
- * page cache; the caller owns the file or may write to it, for mincore(2) tells nobody else.  False: it is not there. */
-bool window_fetch(struct window *w, int64_t begin, int64_t end, int64_t most, bool resident);
+/* Is all from `begin` to `end` in the page cache, so that looking at it waits for nothing?  What follows before `most` is
+ * seen about at the same time.  The caller owns the file or may write to it: the kernel tells nobody else. */
+bool window_resident(struct window *w, int64_t begin, int64_t end, int64_t most);
 
 /* The bytes from `offset` on. */
 static inline const unsigned char *window_at(const struct window *w, int64_t offset)
