@@ -9,7 +9,7 @@ import errno
 import logging
 import os
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, cast
 
@@ -29,6 +29,9 @@ Caller = Callable[..., Any]
 
 # What goes out through Python is handed over in pieces of this size.
 PIECE = 256 * 1024
+
+# How often to see whether a transport was closed, in seconds.
+LOOK = 0.25
 
 GONE = "the transport was closed, or its connection is lost"
 
@@ -271,7 +274,8 @@ class ChunkedFile(_native.FileRange):
                 plain = getattr(transport, "transport", transport)
                 if plain.is_closing():  # RuntimeError to asyncio
                     raise ConnectionError(GONE)
-                done = await loop.sendfile(plain, cast(Any, self), start, count, fallback=False)
+                sending = loop.sendfile(plain, cast(Any, self), start, count, fallback=False)
+                done = await _unless_closed(plain, sending)
             else:
                 done = await self._aput(transport, start, count)
         except (NotImplementedError, asyncio.SendfileNotAvailableError):
@@ -293,8 +297,9 @@ class ChunkedFile(_native.FileRange):
                 target.write(piece)
                 if hasattr(target, "drain"):
                     await target.drain()
-                else:
-                    await _drained(target)
+                plain = getattr(target, "transport", target)
+                if hasattr(plain, "get_write_buffer_size"):
+                    await _drained(plain)
         return count
 
     async def __aenter__(self) -> Self:
@@ -306,23 +311,41 @@ class ChunkedFile(_native.FileRange):
         self.close()
 
 
+async def _unless_closed(transport: Any, sending: Coroutine[Any, Any, int]) -> int:
+    """What is being sent by the loop, which waits for ever when somebody closes the transport meanwhile."""
+    import asyncio
+
+    task = asyncio.ensure_future(sending)
+    closed = False
+    try:
+        while not (await asyncio.wait({task}, timeout=LOOK))[0]:
+            if closed:  # and it was not told in the meantime
+                raise ConnectionError(GONE)
+            closed = transport.is_closing()
+        return task.result()
+    finally:
+        if task.cancel():
+            await asyncio.wait({task})
+
+
 async def _drained(transport: Any) -> None:
-    """Wait until a transport, whose protocol is somebody else's, has sent most of what it was given."""
+    """Wait until a transport, whose protocol may be somebody else's, has sent most of what it was given.
+
+    :raises ConnectionError: it is closed, or takes no more.
+    """
     import asyncio
 
     nap = 0.0  # the loop runs once in any case: a transport learns only from it that its connection is lost
     while True:
         await asyncio.sleep(nap)
-        if transport.is_closing():
-            break
-        try:
-            left = transport.get_write_buffer_size()
-        except AttributeError:  # what TLS on CPython 3.10 has to say when its connection is lost: it is not "closing"
-            break
-        if left <= PIECE:
+        # TLS that has lost its connection or heard its peer shut down throws away what it is given, and does not call
+        # that closing.  CPython 3.11 and later count it; in 3.10 there is nothing below any more.
+        tls = getattr(transport, "_ssl_protocol", None)
+        if transport.is_closing() or getattr(tls, "_conn_lost", 0) or getattr(tls, "_transport", transport) is None:
+            raise ConnectionError(GONE)
+        if transport.get_write_buffer_size() <= PIECE:
             return
         nap = min(max(0.001, 2 * nap), 0.05)
-    raise ConnectionError(GONE)
 
 
 class _Unnumbered:

@@ -12,6 +12,7 @@ import socket
 import struct
 import tempfile
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -200,32 +201,95 @@ def test_closed_by_another_thread(tmp_path: Path) -> None:
         far.close()
 
 
-@pytest.mark.parametrize("tls", [False, True], ids=["plain", "tls"])
-@pytest.mark.parametrize("kind", ["transport", "writer"])
-def test_connection_lost_before(kind: str, tls: bool, reader: fastfs.ChunkedFile) -> None:
-    """Told, whatever the loop calls it: RuntimeError of sendfile, AttributeError of TLS in CPython 3.10, or nothing."""
-    near, far = tcp_pair()
+async def connected(near: Any, far: Any, kind: str, tls: bool) -> tuple[Any, Any, Any]:
+    """(What is sent to, its transport, the other end of it.)"""
     server, client = Certificate.contexts()
+    loop = asyncio.get_running_loop()
+    stream = asyncio.StreamReader()
+    protocol = asyncio.StreamReaderProtocol(stream)
+    peer = loop.run_in_executor(None, client.wrap_socket, far) if tls else None
+    transport, _ = await loop.connect_accepted_socket(lambda: protocol, near, ssl=server if tls else None)
+    target = transport if kind == "transport" else asyncio.StreamWriter(transport, protocol, stream, loop)
+    return target, transport, await peer if peer else far
+
+
+CONNECTIONS = pytest.mark.parametrize(
+    ("kind", "tls"),
+    [("transport", False), ("transport", True), ("writer", False), ("writer", True)],
+    ids=["transport", "tls transport", "writer", "tls writer"],
+)
+
+
+@pytest.mark.parametrize("known", [True, False])
+@CONNECTIONS
+def test_connection_lost_before(kind: str, tls: bool, known: bool, reader: fastfs.ChunkedFile) -> None:
+    """Told, whatever the loop calls it: RuntimeError of sendfile, AttributeError of TLS in CPython 3.10, or nothing."""
 
     async def send() -> int:
-        loop = asyncio.get_running_loop()
-        stream = asyncio.StreamReader()
-        protocol = asyncio.StreamReaderProtocol(stream)
-        peer = loop.run_in_executor(None, client.wrap_socket, far) if tls else None
-        transport, _ = await loop.connect_accepted_socket(lambda: protocol, near, ssl=server if tls else None)
-        connection = await peer if peer else far
-        connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-        connection.close()  # a reset
-        with contextlib.suppress(ConnectionError):
-            await stream.read()
-        target: Any = transport if kind == "transport" else asyncio.StreamWriter(transport, protocol, stream, loop)
+        target, transport, peer = await connected(*tcp_pair(), kind, tls)
+        peer.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        peer.close()  # a reset
+        if known:
+            await asyncio.sleep(0.05)
         try:
-            return await reader.asendfile(target)
+            return await reader.asendfile(target, 0, 100_000)
         finally:
             transport.close()
 
     with pytest.raises(ConnectionError):
         asyncio.run(send())
+
+
+@CONNECTIONS
+def test_closed_meanwhile(kind: str, tls: bool, reader: fastfs.ChunkedFile) -> None:
+    """By the sender itself, while its receiver takes nothing: asyncio's own sendfile waits for ever."""
+
+    async def send() -> int:
+        near, far = tcp_pair()
+        target, transport, peer = await connected(near, far, kind, tls)
+        with peer:
+            asyncio.get_running_loop().call_later(0.05, transport.abort)
+            return await asyncio.wait_for(reader.asendfile(target), 30)
+
+    with pytest.raises(ConnectionError):
+        asyncio.run(send())
+
+
+@pytest.mark.parametrize("reading", [True, False], ids=["reading", "paused"])
+@pytest.mark.parametrize("kind", ["transport", "writer"])
+def test_peer_shuts_down(kind: str, reading: bool, reader: fastfs.ChunkedFile) -> None:
+    """TLS that has heard the end of what comes may throw away what is to go; then that is told."""
+    got = bytearray()
+
+    def receive(peer: Any) -> None:
+        with socket.socket(fileno=os.dup(peer.fileno())) as plain:
+            plain.shutdown(socket.SHUT_WR)
+        time.sleep(0.1)
+        peer.settimeout(30)
+        with peer, contextlib.suppress(OSError):
+            while piece := peer.recv(65536):
+                got.extend(piece)
+
+    async def send() -> int:
+        target, transport, peer = await connected(*tcp_pair(), kind, True)
+        if not reading:
+            transport.pause_reading()
+        thread = asyncio.get_running_loop().run_in_executor(None, receive, peer)
+        try:
+            count = await asyncio.wait_for(reader.asendfile(target), 30)
+            transport.close()
+            return count
+        except BaseException:
+            transport.abort()
+            raise
+        finally:
+            await thread
+
+    try:
+        count = asyncio.run(send())
+    except ConnectionError:
+        return
+    assert bytes(got) == RANGE[:count]
 
 
 def test_the_way_of_each_target(tmp_path: Path) -> None:
