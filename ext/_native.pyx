@@ -188,7 +188,7 @@ PAGE_SIZE = PUMP_PAGE
 
 cdef uint64_t NO_LIMIT = <uint64_t>-1
 
-cdef uint64_t DEFAULT_BUDGET = 16 * 1024 * 1024  # some 20 ms alone: how long a signal may have to wait
+cdef uint64_t DEFAULT_BUDGET = 16 * 1024 * 1024  # some 20 ms alone: how long a signal has to wait; 0.25 s in a crew
 
 
 cdef int check(int err) except -1:
@@ -467,7 +467,8 @@ cdef class Pump:
         :param offset: where to read a seekable file (its position is not used); None: a stream.
         :param limit: take no more than this many bytes in this call; None: to the end.
         :param wait_ms: for descriptors in non-blocking mode: how long to wait for data; -1: for ever.
-        :param budget: return to the caller after about this many bytes; a stream that shares lanes may go on to 64 MiB.
+        :param budget: return to the caller after about this many bytes; a stream that shares lanes goes on
+            to 64 MiB, but not for more than 0.25 s.
         :param hold: return as soon as the open block is full, before anything is done with it: look at it
             with `pending`, then `flush`.
         :return: ``(more, taken)``: False at the end of the source or at the limit; bytes taken.

@@ -46,6 +46,7 @@ struct pump {
     struct digests *engine;  /* the part of them that is the engine's, or NULL; see crew.h */
     struct digests *others;  /* the other part, or NULL; of no interest without the one before */
     bool alone;              /* takes no part in a crew */
+    bool missed;             /* parts of the source were not in the page cache; see window.h */
     int fd;                  /* target, not owned; -1 hashes only */
     bool thin;               /* leave holes for pages of zeroes */
     bool hold;               /* let the caller see the open block, and call pump_flush, before it goes */
@@ -56,7 +57,7 @@ struct pump {
     bool drop;               /* without RWF_DONTCACHE: drop by hand what is written */
     uint64_t begun;          /* write-back has begun for the bytes before this */
     enum pump_side side;
-    uint64_t size;           /* bytes taken so far, those in the open block included */
+    _Atomic uint64_t size;   /* bytes taken so far, those in the open block included; others may look */
 
     unsigned char *ring;     /* PUMP_RING bytes, page aligned, not owned */
     unsigned slot;           /* the open block */

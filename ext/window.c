@@ -44,14 +44,15 @@ bool window_open(struct window *w, int fd, int64_t offset, size_t len)
 /* How many of `len` bytes, whole pages, follow one another in the page cache.
  *
  * mincore(2) looks for every page, 0.03 ns a byte; cachestat(2) only counts, and counts those too that the disk is still
- * bringing.  It is enough where nothing has been missing yet.  To map the pages beforehand (MADV_POPULATE_READ) costs more
- * than that the kernel finds them missing when they are hashed, and maps 64 KiB around each: 0.095 and 0.07 ns a byte with
- * mincore(2), 0.05 without (Zen 4, ext4 with large folios); by each of the two a deep scrub takes 0.96 of the time. */
-static size_t present_of(struct window *w, size_t len)
+ * bringing.  It is enough where nothing of the file has been missing yet.  To map the pages beforehand (MADV_POPULATE_READ)
+ * costs more than that the kernel finds them missing when they are hashed, and maps 64 KiB around each: 0.095 and 0.07 ns a
+ * byte with mincore(2), 0.05 without (Zen 4, ext4 with large folios); by each of the two a deep scrub takes 0.96 of the
+ * time.  MADV_RANDOM, so that no fault reads ahead, made hashing files that are not in memory 1.4 times as long. */
+static size_t present_of(struct window *w, size_t len, bool *missed)
 {
-    if (!w->missed && fsops_all_resident(w->fd, (uint64_t)w->present, len))
+    if (!*missed && fsops_all_resident(w->fd, (uint64_t)w->present, len))
         return len;
-    w->missed = true;
+    *missed = true;
     unsigned char pages[ASKED / PAGE_LEAST];
     size_t page = (size_t)sysconf(_SC_PAGESIZE), there = 0;
     if (mincore((void *)window_at(w, w->present), len, pages) != 0)
@@ -61,7 +62,7 @@ static size_t present_of(struct window *w, size_t len)
     return there * page;
 }
 
-bool window_resident(struct window *w, int64_t begin, int64_t end, int64_t most)
+bool window_resident(struct window *w, int64_t begin, int64_t end, int64_t most, bool *missed)
 {
     int64_t page = sysconf(_SC_PAGESIZE);
     if (w->present < begin / page * page)
@@ -72,7 +73,7 @@ bool window_resident(struct window *w, int64_t begin, int64_t end, int64_t most)
         int64_t len = ASKED;
         if (most - w->present < ASKED)
             len = (most - w->present + page - 1) / page * page;
-        len = (int64_t)present_of(w, (size_t)len);
+        len = (int64_t)present_of(w, (size_t)len, missed);
         if (w->present + len < end)
             return false;
         w->present += len;

@@ -16,7 +16,6 @@ struct window {
     const unsigned char *memory; /* NULL: closed */
     int64_t begin, end;          /* of the file */
     int64_t present;             /* what is before this was in the page cache, or is passed over */
-    bool missed;                 /* a page was missing once */
     int fd;
     int guard;
 };
@@ -28,8 +27,9 @@ bool window_allowed(void);
 bool window_open(struct window *w, int fd, int64_t offset, size_t len);
 
 /* Is all from `begin` to `end` in the page cache, so that looking at it waits for nothing?  What follows before `most` is
- * seen about at the same time.  The caller owns the file or may write to it: the kernel tells nobody else. */
-bool window_resident(struct window *w, int64_t begin, int64_t end, int64_t most);
+ * seen about at the same time.  `*missed`: of this file something was not there once; then it is looked at more closely.  The
+ * caller owns the file or may write to it: the kernel tells nobody else. */
+bool window_resident(struct window *w, int64_t begin, int64_t end, int64_t most, bool *missed);
 
 /* The bytes from `offset` on. */
 static inline const unsigned char *window_at(const struct window *w, int64_t offset)

@@ -13,6 +13,7 @@ import stat
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from typing import Protocol
 
 import psutil
 
@@ -141,13 +142,18 @@ _claim_numbers = itertools.count(1)
 _publishers: dict[tuple[int, int], threading.Lock] = {}
 
 
+class Meter(Protocol):
+    @property
+    def size(self) -> int: ...
+
+
 class Claim:
     """Space that one upload will still need on a file system; counts from its making to its `release`.
 
     :param among: is given the claim before it counts, so that it can be released whatever happens.
     """
 
-    __slots__ = ("device", "number", "size", "used")
+    __slots__ = ("device", "meter", "number", "size", "used")
 
     def __init__(self, device: int, size: int, among: list[Claim] | None = None) -> None:
         self.device = device
@@ -155,6 +161,8 @@ class Claim:
         self.number = next(_claim_numbers)
         #: Bytes that are written or allocated already, so that the free space does not count them any more.
         self.used = 0
+        #: Tells how many bytes are written now.
+        self.meter: Meter | None = None
         if among is not None:
             among.append(self)
         with _claims_lock:
@@ -162,7 +170,8 @@ class Claim:
 
     @property
     def outstanding(self) -> int:
-        return max(0, self.size - self.used)
+        written = self.meter.size if self.meter is not None else 0
+        return max(0, self.size - max(self.used, written))
 
     def release(self) -> None:
         """May be repeated."""

@@ -110,6 +110,8 @@ class Upload:
             # A thread that is given up because its target hangs must not hold anybody else's.
             alone=bool(self.config.timeout),
         )
+        assert self.claim is not None
+        self.claim.meter = self.pump
 
     def receive(self, source: Source) -> int:
         """Move all bytes; returns how many.
@@ -223,8 +225,6 @@ class Upload:
 
     def _tick(self) -> None:
         size = self.size
-        if self.claim is not None and not (self.draft and self.draft.reserved):
-            self.claim.used = size
         if self.progress is not None:
             self.progress(size)
 

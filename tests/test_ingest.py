@@ -914,5 +914,22 @@ def umask() -> int:
     return before
 
 
+def test_what_an_upload_still_needs_is_known_while_it_goes_on(images: Path) -> None:
+    """Not only when a native call returns: others are told otherwise that there is no space for them."""
+    half = bytes(1 << 20)
+    far, near = os.pipe()
+    with Store(datadir=str(images), durability="none", thin_provisioning=True) as store, open(far, "rb", 0) as source:
+        thread = threading.Thread(target=store.add, args=("image", source, 2 * len(half)))
+        thread.start()
+        with open(near, "wb", 0) as sender:
+            for part in range(2):
+                assert settled(lambda: store.usage()[0].reserved, (2 - part) * len(half)) == (2 - part) * len(half)
+                done = 0
+                while done < len(half):
+                    done += sender.write(half[done:]) or 0
+        thread.join()
+        assert store.usage()[0].reserved == 0
+
+
 if __name__ == "__main__":
     globals()[sys.argv[1]](Path(sys.argv[2]))

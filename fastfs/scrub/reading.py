@@ -67,7 +67,7 @@ def digest_all(
             if not limits.rate:
                 step = max(step, guest.resident_to(min(end, offset + STEP_IN_MEMORY)) - offset)
             limits.take(step)
-            _, taken = pump.read_fd(fd, offset, step, sparse=sparse)
+            _, taken = pump.read_fd(fd, offset, step, sparse=sparse, budget=step)
             if not taken:
                 raise Unreadable(OSError(0, "it became shorter while it was read"))
             offset += taken
