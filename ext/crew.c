@@ -274,7 +274,8 @@ static void look_ahead(struct ride *r, size_t most, size_t unit)
     size_t some = room_ahead(r, unit);
     if (some > most - r->ahead)
         some = most - r->ahead;
-    if (some > 0 && (r->in_memory || window_resident(w, from, from + (int64_t)(r->ahead + some), r->source_size, &r->pump->missed)))
+    int64_t to = from + (int64_t)(r->ahead + some);
+    if (some > 0 && (r->in_memory || window_resident(w, from, to, r->source_size, &r->pump->missed)))
         r->ahead += some;
 }
 

@@ -159,9 +159,9 @@ class Claim:
         self.device = device
         self.size = size
         self.number = next(_claim_numbers)
-        #: Bytes that are written or allocated already, so that the free space does not count them any more.
+        #: Bytes that are allocated already, so that the free space does not count them any more.
         self.used = 0
-        #: Tells how many bytes are written now.
+        #: Tells how many bytes are written, of which the same is true.
         self.meter: Meter | None = None
         if among is not None:
             among.append(self)
